@@ -1,0 +1,490 @@
+"""Sampling, pass@k, and the comparison of two models.
+
+    python evaluate.py --model M --data D --n 64 --out r.json            # n samples per problem -> (n, c) per problem
+    python evaluate.py --compare base.json trained.json --plot out.png   # pass@k curves, what changed and where
+
+Every number that the scripts and the documentation show is computed from such result files.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import data
+from data import TEMPLATES, UserError
+from verify import WHY, Verifier
+
+KS = tuple(2**i for i in range(9))  # 1 .. 256
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Sample:
+    ids: list[int]  # the sampled tokens, the stop token included
+    logprobs: list[float]  # of those tokens, under the distribution that they were sampled from
+    finished: bool  # ended in a stop token, not at max_tokens
+
+
+def stop_token_ids(tokenizer, generation_config) -> list[int]:
+    """Every id that ends a response: a base model's EOS is not the token that ends a turn of its chat template."""
+    eos = generation_config.eos_token_id
+    ids = set(eos if isinstance(eos, (list, tuple)) else [eos]) | {tokenizer.eos_token_id}
+    vocab = tokenizer.get_vocab()
+    ids |= {vocab.get(t) for t in ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")}
+    return sorted(i for i in ids if i is not None)
+
+
+class Sampler:
+    """A copy of the policy that samples. The only place that knows how sampling is done."""
+
+    def __init__(self, model_path: str, backend: str = "auto", device: str = "auto", cache_tokens: int = 2**18):
+        """Loads the model at `model_path` (hub id or folder): bfloat16 on a GPU, float32 elsewhere.
+
+        `cache_tokens` bounds rows x tokens of the key-value cache, that is, how many responses are sampled at once.
+        """
+        if backend not in ("auto", "transformers"):
+            raise UserError(f"--sampler {backend}: the sampling backends are auto and transformers")
+        self.device = torch.device(pick_device(device))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).to(self.device).eval()
+        self.stop_ids = stop_token_ids(AutoTokenizer.from_pretrained(model_path), self.model.generation_config)
+        self.cache_tokens = cache_tokens
+
+    @torch.no_grad()
+    def update(self, named_tensors) -> None:
+        """Take over the policy's weights: an iterable of (name, full tensor), every parameter exactly once."""
+        own = dict(self.model.named_parameters())
+        for name, tensor in named_tensors:
+            own.pop(name).copy_(tensor)
+        assert not own, f"no new weights for {sorted(own)[:3]} ... ({len(own)} parameters)"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[list[int]],
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int | tuple[int, ...],
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> list[list[Sample]]:
+        """`n` samples for each prompt of token ids, in the prompts' order.
+
+        Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; torch's
+        global random state is neither used nor changed.
+        """
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        samples: list[list[Sample]] = [[] for _ in prompts]
+        for batch in self._batches(prompts, n, max_tokens):
+            rows = self._generate_batch([prompts[i] for i, _ in batch], [m for _, m in batch], temperature, max_tokens,
+                                        top_p, top_k, generator)
+            for i, m in batch:
+                samples[i] += rows[:m]
+                rows = rows[m:]
+        return samples
+
+    def _batches(self, prompts, n: int, max_tokens: int):
+        """[(prompt, how many samples of it)] of similar prompt lengths, each batch within the cache's budget."""
+        batch, rows = [], 0
+        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True):
+            left = n
+            while left:
+                # Prompts come longest first, so the batch's first prompt sets the width of the cache.
+                width = len(prompts[batch[0][0]] if batch else prompts[i]) + max_tokens
+                # On a CPU the prompts of one length go together: without padding there is no attention mask to build.
+                unequal = batch and self.device.type == "cpu" and len(prompts[batch[0][0]]) != len(prompts[i])
+                room = max(1, self.cache_tokens // width) - rows
+                if room <= 0 or unequal:
+                    yield batch
+                    batch, rows = [], 0
+                    continue
+                take = min(left, room)
+                batch.append((i, take))
+                rows += take
+                left -= take
+        if batch:
+            yield batch
+
+    def _generate_batch(self, prompts, counts, temperature, max_tokens, top_p, top_k, generator) -> list[Sample]:
+        lengths = [len(p) for p in prompts]
+        width = max(lengths)
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)  # left padding
+        mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).to(self.device)
+        position = mask.long().cumsum(1).sub(1).clamp(min=0)
+        padded = min(lengths) < width
+        # The prompt is read once and its keys and values are shared out to its samples.
+        out = self.model(ids, attention_mask=mask if padded else None, position_ids=position, use_cache=True, logits_to_keep=1)
+        repeats = torch.tensor(counts, device=self.device)
+        owner = torch.arange(len(prompts), device=self.device).repeat_interleave(repeats)
+        kv, logits, mask, position = out.past_key_values, out.logits[owner, -1], mask[owner], position[owner, -1:]
+        kv.batch_select_indices(owner)
+
+        stop = torch.tensor(self.stop_ids, device=self.device)
+        alive = torch.arange(len(owner), device=self.device)  # rows of the result that are still growing
+        tokens = torch.zeros(len(owner), max_tokens, dtype=torch.long, device=self.device)
+        logprobs = torch.zeros(len(owner), max_tokens, device=self.device)
+        n_tokens = torch.full((len(owner),), max_tokens, device=self.device)
+        finished = torch.zeros(len(owner), dtype=torch.bool, device=self.device)
+        for t in range(max_tokens):
+            logp = sampling_logprobs(logits.float(), temperature, top_p, top_k)
+            token = torch.multinomial(logp.exp(), 1, generator=generator) if temperature else logp.argmax(-1, keepdim=True)
+            tokens[alive, t] = token[:, 0]
+            logprobs[alive, t] = logp.gather(1, token)[:, 0]
+            ended = torch.isin(token[:, 0], stop)
+            finished[alive[ended]] = True
+            n_tokens[alive[ended]] = t + 1
+            if t == max_tokens - 1 or ended.all():
+                break
+            if ended.any():
+                going = (~ended).nonzero()[:, 0]
+                kv.batch_select_indices(going)
+                alive, token, mask, position = alive[going], token[going], mask[going], position[going]
+            position = position + 1
+            if padded:
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            out = self.model(
+                token, attention_mask=mask if padded else None, position_ids=position, past_key_values=kv, use_cache=True
+            )
+            logits = out.logits[:, -1]
+        return [
+            Sample(ids[:m], lps[:m], done)
+            for ids, lps, m, done in zip(tokens.tolist(), logprobs.tolist(), n_tokens.tolist(), finished.tolist())
+        ]
+
+
+def sampling_logprobs(logits: torch.Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> torch.Tensor:
+    """Log-probabilities [rows, V] of the sampling distribution: temperature, then top-k, then top-p, renormalised."""
+    logits = logits / temperature if temperature else logits
+    if top_k > 0:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p < 1.0:
+        ordered, order = logits.softmax(-1).sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays in
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
+    return logits.log_softmax(-1)
+
+
+def pick_device(device: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+# ---- pass@k ----------------------------------------------------------------------------------------------------------
+
+@cache
+def _pass_at_k(n: int, c: int, k: int) -> float:
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def pass_at_k(n, c, k: int) -> np.ndarray:
+    """Unbiased estimate, per problem, of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
+
+    `n` samples of which `c` right: numbers or arrays of one shape. Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+    Raises ValueError for k > n, which no estimate can be unbiased for.
+    """
+    n, c = np.broadcast_arrays(n, c)
+    if k < 1 or (n < k).any() or (c > n).any() or (c < 0).any():
+        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= c <= n, got n in [{n.min()}, {n.max()}]")
+    return np.vectorize(_pass_at_k, otypes=[float])(n, c, k)
+
+
+def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, max_tokens, seed=0, top_p=1.0, top_k=0) -> dict:
+    """Sample and score: {"problems": [{id, n, c, mean_length}], "verdicts": {why: count}, "sampling": {...}}.
+
+    `prompts` are token ids, one list a problem. Verification of a chunk of problems follows its sampling.
+    """
+    rows, verdicts = [], dict.fromkeys(WHY, 0)
+    chunk = max(1, 4096 // n)
+    for start in tqdm(range(0, len(problems), chunk), desc="evaluate", leave=False, disable=len(problems) <= chunk):
+        part = problems[start : start + chunk]
+        stream = (seed, start, 0, 2)  # a random stream that no rollout uses
+        samples = sampler.generate(prompts[start : start + chunk], n, temperature, max_tokens, stream, top_p, top_k)
+        texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
+        scored = verifier.score(texts, [p for p in part for _ in range(n)])
+        for verdict in scored:
+            verdicts[verdict.why] += 1
+        for i, (problem, group) in enumerate(zip(part, samples)):
+            c = sum(v.correct for v in scored[i * n : (i + 1) * n])
+            rows.append({"id": problem.id, "n": n, "c": c, "mean_length": round(sum(len(s.ids) for s in group) / n, 2)})
+    sampling = {
+        "n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed,
+    }
+    return {"sampling": sampling, "verdicts": verdicts, "versions": versions(), "problems": rows}
+
+
+def versions() -> dict:
+    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "numpy")}}
+
+
+def write_json(path, value) -> None:
+    """Whole or not at all: written beside the file, then renamed."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)
+
+
+# ---- what changed: two result files ----------------------------------------------------------------------------------
+
+def counts(result: dict) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.array([row[key] for row in result["problems"]]) for key in ("n", "c"))
+
+
+def curve(result: dict, n_boot: int = 2000) -> list[tuple[int, float, float, float]]:
+    """(k, pass@k, low, high) for k = 1, 2, 4 .. n, with a 95 % bootstrap band over the problems."""
+    n, c = counts(result)
+    picks = np.random.default_rng(0).integers(len(n), size=(n_boot, len(n)))
+    points = []
+    for k in (k for k in KS if k <= n.min()):
+        per_problem = pass_at_k(n, c, k)
+        low, high = np.quantile(per_problem[picks].mean(1), [0.025, 0.975])
+        points.append((k, float(per_problem.mean()), float(low), float(high)))
+    return points
+
+
+def decompose(base: dict, trained: dict) -> dict:
+    """Where the change of mean pass@1 comes from, exactly and additively (the Guide paper's first claim).
+
+    self_distillation: problems that the base solved at least once in its n samples; capability_gain: those it never
+    solved. With p_i and p'_i the pass@1 of problem i before and after, each is the sum of p'_i - p_i over its problems,
+    divided by the number of all problems. `by_base` splits the problems finer: (label, problems, before, after).
+    Raises UserError if the two results are not of the same problems.
+    """
+    if [r["id"] for r in base["problems"]] != [r["id"] for r in trained["problems"]]:
+        raise UserError("the two results are of different problems: evaluate both with the same --data, --split, --limit")
+    (n0, c0), (n1, c1) = counts(base), counts(trained)
+    before, after = c0 / n0, c1 / n1
+    gain, solved = (after - before) / len(before), c0 > 0
+    edges = [("never", before == 0), ("up to 10 %", (before > 0) & (before <= 0.1)),
+             ("10 to 50 %", (before > 0.1) & (before <= 0.5)), ("over 50 %", before > 0.5)]
+    return {
+        "change": float(gain.sum()),
+        "self_distillation": float(gain[solved].sum()),
+        "capability_gain": float(gain[~solved].sum()),
+        "base_solved": int(solved.sum()),
+        "base_unsolved": int((~solved).sum()),
+        "base_unsolved_now_solved": int((~solved & (c1 > 0)).sum()),
+        "by_base": [
+            (label, int(m.sum()), float(before[m].mean()), float(after[m].mean())) for label, m in edges if m.any()
+        ],
+    }
+
+
+def comparison(base: dict, trained: dict) -> str:
+    """The table that a training run ends with."""
+    split = decompose(base, trained)
+    lines = [f"{'':>10}{'base':>24}{'trained':>24}"]
+    for (k, *b), (_, *t) in zip(curve(base), curve(trained)):
+        cells = "".join(f"{mean:>10.3f} [{low:.3f}, {high:.3f}]"[-24:].rjust(24) for mean, low, high in (b, t))
+        lines.append(f"{f'pass@{k}':>10}{cells}")
+    lines += [
+        "",
+        f"change of pass@1: {split['change']:+.3f}",
+        f"  self-distillation {split['self_distillation']:+.3f}  ({split['base_solved']} problems that the base solved)",
+        f"  capability gain   {split['capability_gain']:+.3f}  ({split['base_unsolved']} that it never solved, of them "
+        + f"{split['base_unsolved_now_solved']} solved now)",
+        "pass@1 by how often the base solves a problem:",
+        *(f"  {label:<11} {m:>5} problems   {b:.3f} -> {a:.3f}" for label, m, b, a in split["by_base"]),
+    ]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
+    """pass@k curves of labelled results with their bands; with a run's `metrics`, its training curves to the left."""
+    import matplotlib  # slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(1, 2 if metrics else 1, figsize=(11 if metrics else 5.5, 4), squeeze=False)
+    right = axes[0, -1]
+    for label, result in results.items():
+        k, mean, low, high = zip(*curve(result))
+        (line,) = right.plot(k, mean, marker="o", markersize=3, label=label)
+        right.fill_between(k, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    if results:
+        right.set_xscale("log", base=2)
+        right.legend(loc="lower right")
+    right.set(xlabel="k", ylabel="pass@k", title="held-out problems, plain prompts")
+    if metrics:
+        left = axes[0, 0]
+        for key in ["rollout/reward", *sorted({key for m in metrics for key in m if key.startswith("eval/")})]:
+            points = [(m["step"], m[key]) for m in metrics if key in m]
+            left.plot(*zip(*points), label=key, marker="o" if key.startswith("eval") else "", markersize=3, alpha=0.8)
+        left.set(xlabel="step", title="training")
+        left.legend()
+    fig.tight_layout()
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+# ---- the run folder of a training script -----------------------------------------------------------------------------
+
+MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "workers", "micro_tokens", "device"}
+
+
+def command_line(main, Args) -> None:
+    """Runs `main(args)` of a training script; what the user can mend is one line on standard error and exit code 1."""
+    import tyro
+
+    try:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--resume", default="")
+        resume = parser.parse_known_args()[0].resume
+        saved = {}
+        if resume:
+            file = Path(resume) / "args.json"
+            if not file.is_file():
+                raise UserError(f"--resume {resume}: there is no {file}; give the folder of a run")
+            saved = {**json.loads(file.read_text()), "resume": resume}
+        args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
+        changed = [key for key, value in saved.items() if getattr(args, key) != value and key not in MAY_CHANGE]
+        if changed:
+            raise UserError(
+                "a resumed run keeps its args: " + ", ".join(f"--{k.replace('_', '-')} was {saved[k]!r}" for k in changed)
+                + "; leave them out, or start a new run"
+            )
+        main(args)
+    except KeyboardInterrupt:
+        sys.exit("stopped: no step was in progress, nothing is lost")
+    except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a folder that cannot be written
+        sys.exit(f"error: {error}")
+
+
+def run_folder(args, script: str) -> Path:
+    """The folder of this run, with args.json in it; the given one if args.resume."""
+    if args.resume:
+        return Path(args.resume)
+    names = [Path(name).stem if Path(name).exists() else name.replace("/", "_") for name in (args.model, args.data)]
+    name = "-".join([script, *names, f"s{args.seed}", time.strftime("%Y%m%d-%H%M%S")])
+    run = Path(args.run_dir or Path("runs") / name)
+    if (run / "args.json").exists():
+        raise UserError(f"{run} holds a run already: go on with --resume {run}, or give another --run-dir")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "args.json", asdict(args))
+        (run / "metrics.jsonl").touch()
+        (run / "rollouts.jsonl").touch()
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {run} ({error.strerror}): give another --run-dir") from None
+    return run
+
+
+def tracker(args, run: Path):
+    """log(metrics, rollouts): a line to metrics.jsonl, the rollouts to rollouts.jsonl, and both to where args.track says."""
+    if args.track == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(run))
+    elif args.track in ("wandb", "trackio"):
+        module = __import__(args.track)
+        module.init(project="cleanrlvr", name=run.name, config=asdict(args))
+    elif args.track:
+        raise UserError(f"--track {args.track}: use tensorboard, wandb or trackio")
+
+    def log(metrics: dict, rollouts: list[dict]) -> None:
+        step = metrics["step"]
+        metrics = {key: value if isinstance(value, int) else round(float(value), 6) for key, value in metrics.items()}
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        with open(run / "rollouts.jsonl", "a") as file:
+            file.writelines(json.dumps({"step": step, **rollout}) + "\n" for rollout in rollouts)
+        if args.track == "tensorboard":
+            for key, value in metrics.items():
+                writer.add_scalar(key, value, step)
+            writer.flush()
+        elif args.track:
+            module.log(metrics, step=step)
+
+    return log
+
+
+def report(run: Path) -> str:
+    """Draws curves.png of a finished run; the table of base and trained model, and what the run left."""
+    results = {name: run / f"eval_{name}.json" for name in ("base", "trained")}
+    results = {name: read_result(path) for name, path in results.items() if path.exists()}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    table = f"{comparison(**results)}\n\n" if len(results) == 2 else ""
+    if metrics or results:
+        plot(results, run / "curves.png", metrics)
+    return f"{table}done: the trained model is {run}/final; more steps with --resume {run} --steps N"
+
+
+def read_result(path) -> dict:
+    try:
+        result = json.loads(Path(path).read_text())
+        assert result["problems"]
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path} is no result file of evaluate.py ({type(error).__name__}: {error})") from None
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate a model, or compare two evaluations.")
+    parser.add_argument("--model", help="hub id or folder")
+    parser.add_argument("--data", default="countdown", help="countdown, a hub id, or a local file")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int, help="that many problems, picked by the seed")
+    parser.add_argument("--template", choices=TEMPLATES, help="default: countdown for the built-in task, else chat")
+    parser.add_argument("--hinted", action="store_true", help="put the hint in the prompt; problems without one are left out")
+    parser.add_argument("--n", type=int, default=64, help="samples per problem: pass@k is reported up to k = n")
+    parser.add_argument("--temperature", type=float, default=0.6, help="the papers' value; 1.0 measures the trained policy")
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--top-k", type=int, default=0, help="0: off")
+    parser.add_argument("--max-prompt", type=int, default=1024, help="longer prompts are left out and counted")
+    parser.add_argument("--max-tokens", type=int, default=4096)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sampler", default="auto", help="auto | transformers")
+    parser.add_argument("--workers", type=int, default=2, help="verifier processes")
+    parser.add_argument("--verifier", help="module:function, a verifier of your own")
+    parser.add_argument("--out", help="result file to write")
+    parser.add_argument("--compare", nargs=2, metavar=("BASE", "TRAINED"), help="two result files")
+    parser.add_argument("--plot", help="picture to write")
+    args = parser.parse_args()
+    if args.compare:
+        base, trained = map(read_result, args.compare)
+        print(comparison(base, trained))
+        if args.plot:
+            plot({"base": base, "trained": trained}, args.plot)
+        return
+    if not (args.model and args.out):
+        raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
+    if not Path(args.out).resolve().parent.is_dir():
+        raise UserError(f"--out {args.out}: the folder does not exist")
+    template = args.template or ("countdown" if args.data == "countdown" else "chat")
+    problems = data.load(args.data, args.split, args.limit, args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    problems, prompts, hinted, counted = data.encode(problems, tokenizer, template, args.max_prompt)
+    if args.hinted:
+        problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]
+    with Verifier(args.workers, custom=args.verifier) as verifier:
+        result = evaluate(Sampler(args.model, args.sampler, args.device), tokenizer, problems, prompts, verifier, args.n,
+                          args.temperature, args.max_tokens, args.seed, args.top_p, args.top_k)
+    about = {"model": args.model, "data": args.data, "split": args.split, "template": template, "hinted": args.hinted}
+    write_json(args.out, {**about, **counted, **result})
+    for k, mean, low, high in curve(result):
+        print(f"pass@{k:<4} {mean:.3f}   95 % band [{low:.3f}, {high:.3f}]")
+    print(f"verdicts {result['verdicts']}; {len(problems)} problems x {args.n} samples written to {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

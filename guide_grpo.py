@@ -1,0 +1,549 @@
+r"""Guide-GRPO: GRPO that gives a hint for the prompts it fails, and learns to answer them without.
+
+Paper: Adaptive Guidance Accelerates RL of Reasoning Models (arXiv 2506.13923), section 4; GRPO: arXiv 2402.03300.
+
+    max_theta  E[ x ~ data, y_1..y_G ~ pi_old(.|x) ]  1/tokens  sum_i sum_t
+                   min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) - beta k3_it            (eq. 3)
+    rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, y_i<t)
+    A_i    = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + 1e-6)         inside the G samples of one prompt
+    k3     = pi_ref/pi - log(pi_ref/pi) - 1                          an estimate of KL(pi || pi_ref), eq. 4
+Guidance: where all G samples of a prompt are wrong, G more are drawn with the hint g in the prompt, y ~ pi_old(.|x,g),
+and trained on after the plain prompt x, with the ratio between the two contexts and no clip:
+    rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, g, y_i<t)    shaped:  rho / (rho + gamma), gamma = quantile_0.9(rho)
+`--guide-ratio none` (rho itself) is exact for each next token given its prefix, but the hint drew the prefixes; `sequence`
+(the product over t) is the exact gradient of the plain-prompt objective, with a high variance. tests/test_guide.py proves
+both, and that `naive` (hinted samples taken for plain ones) is neither. `clip` is PPO's clip on rho.
+
+Differs from grpo.py by the section *guidance*, guided rows in `policy_loss`, four Args. Differs from the papers:
+  - paper: A inside the guided group ("replace"); here: inside the 2 G samples of both groups ("union"), because a guided
+    group that always succeeds then still teaches, and in our study it keeps pass@k far better (README.md);
+  - paper: gamma per response, padding included; here: one gamma a step, over guided tokens only, so that neither padding
+    nor micro-batches change it. paper: failed groups that are fewer than the GPUs go unguided; here: all are guided;
+  - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
+    step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);
+  - paper: beta 0.04; here: 0 and no reference model, because a verifiable reward leaves no reward model to exploit.
+One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, 2503.14476).
+
+    python guide_grpo.py                        # the embedded 0.8 M model on Countdown: minutes on a laptop
+    python guide_grpo.py --model Qwen/Qwen2.5-Math-7B --data vaskarnath/guide_math_rl_dataset --template guide \
+        --prompts 128 --mini-batches 2 --max-response 3072 --lr 1e-6 --filter-rounds 5     # the Guide paper's setting
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import data
+from data import UserError
+from evaluate import Sampler, command_line, evaluate, pass_at_k, pick_device, report, run_folder, tracker, write_json
+from verify import WHY, Verifier, check_golds
+
+# Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
+# M valid response tokens of a micro-batch, V vocabulary.
+
+# ---- args ------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Args:
+    model: str = "assets/countdown"  # Hugging Face hub id or folder
+    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a .jsonl, .json, .parquet, .csv file
+    data_split: str = "train"  # of a hub id or countdown
+    eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
+    eval_split: str = "test"  # of a hub id or countdown
+    template: str = "auto"  # countdown | plain | qwen-math | guide | chat; auto: countdown for that task, else chat
+    verifier: str | None = None  # module:function of your own, (completion, problem) -> bool
+    workers: int = 2  # verifier processes
+    max_prompt: int = 1024  # longer prompts are left out and counted, tokens
+    max_response: int = 16  # tokens; the papers use 3072
+    steps: int = 200  # rollout batches
+    prompts: int = 32  # B, prompts a step
+    n: int = 8  # G, samples a prompt
+    temperature: float = 1.0  # of the policy, in sampling and in the loss
+    mini_batches: int = 1  # optimizer steps a rollout batch; 1 is fully on-policy
+    micro_tokens: int = 16384  # padded tokens a forward pass: memory only, the gradient does not depend on it
+    lr: float = 1e-4  # peak learning rate; 1e-6 for billions of parameters
+    warmup: int = 0  # steps of linear warm-up
+    weight_decay: float = 0.01  # AdamW
+    grad_clip: float = 1.0  # gradient norm
+    eps_low: float = 0.2  # the ratio's lower clip
+    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
+    loss_agg: str = "token"  # token: mean of all tokens | sequence: mean of row means | constant: rows x max_response
+    beta: float = 0.0  # KL to the initial model; 0 drops the reference model
+    guide_threshold: float = 0.0  # a prompt is failed, and guided, if at most this share of its samples is right
+    guided_group: str = "union"  # advantage inside failed and guided samples together, or inside the guided: replace
+    guide_ratio: str = "shaped"  # shaped | clip | none | sequence | naive, see above
+    guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
+    filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
+    eval_every: int = 25  # steps; 0: at the start and the end only
+    eval_problems: int = 256  # at most
+    eval_n: int = 64  # samples a problem, at the start and the end
+    eval_temperature: float = 1.0  # the papers report 0.6 with top_p 0.95, see evaluate.py
+    save_every: int = 50  # steps between checkpoints; 0: when stopped only
+    keep: int = 2  # newest checkpoints kept
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    device: str = "auto"  # auto | cpu | cuda
+    sampler: str = "auto"  # auto | transformers
+    seed: int = 0  # of the order of problems and of all sampling
+    run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
+    resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
+    track: str = ""  # tensorboard | wandb | trackio, besides metrics.jsonl
+
+
+# ---- policy ----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Row:
+    """One sampled response. It is trained on after `prompt`; it was sampled after `sampled_from`."""
+
+    problem: int
+    prompt: list[int]
+    sampled_from: list[int]
+    response: list[int]
+    engine_logp: list[float]
+    finished: bool
+    why: str
+    reward: float
+    guided: bool = False
+    advantage: float = 0.0
+    old_logp: torch.Tensor | None = None  # [T] under the sampling policy; None: the policy itself, not yet updated
+    ref_logp: torch.Tensor | None = None  # [T] under the reference model
+
+
+def load_model(path: str, device: str) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)  # float32 master weights
+    if getattr(model.config, "final_logit_softcapping", None):
+        raise UserError(f"{path} caps its logits, which token_logprobs does not do: use a model without soft-capping")
+    return model
+
+
+def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids_NL with the lengths of prompts and responses [N]. Masks come from lengths, never from ids.
+
+    >>> pad([[5, 6], [7]], [[8], [9, 9]], "cpu")[0].tolist()
+    [[5, 6, 8], [7, 9, 9]]
+    """
+    length = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    ids_NL = torch.tensor([p + r + [0] * (length - len(p) - len(r)) for p, r in zip(prompts, responses)], device=device)
+    prompt_N = torch.tensor([len(p) for p in prompts], device=device)
+    response_N = torch.tensor([len(r) for r in responses], device=device)
+    return ids_NL, prompt_N, response_N
+
+
+def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 4096):
+    """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
+
+    The logits exist for `chunk` tokens at a time and are recomputed in the backward pass: never [N, L, V], and never
+    for the prompt. No attention mask: padding stands right of every response, where a causal model does not look.
+    """
+    T = int(response_N.max())
+    mask_NT = torch.arange(T, device=ids_NL.device) < response_N[:, None]
+    row_M, t_M = mask_NT.nonzero(as_tuple=True)
+    at_M = prompt_N[row_M] + t_M  # where the token stands in its row; the position before predicts it
+    hidden_NLD = model.base_model(ids_NL, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+
+    def score(hidden_mD, token_m):
+        logp_mV = (head(hidden_mD).float() / temperature).log_softmax(-1)
+        return logp_mV.gather(1, token_m[:, None])[:, 0], -(logp_mV.exp() * logp_mV).sum(-1)
+
+    hidden_MD, token_M = hidden_NLD[row_M, at_M - 1], ids_NL[row_M, at_M]
+    parts = [
+        recompute(score, h, tokens, use_reentrant=False)
+        for h, tokens in zip(hidden_MD.split(chunk), token_M.split(chunk))
+    ]
+    logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
+    zeros_NT = torch.zeros(mask_NT.shape, device=ids_NL.device)
+    return zeros_NT.index_put((row_M, t_M), logp_M), zeros_NT.index_put((row_M, t_M), entropy_M), mask_NT
+
+
+def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices packed, longest first, so that rows x longest row stays within `budget` tokens (one row may exceed it).
+
+    >>> micro_batches([3, 9, 4], budget=10)
+    [[1], [2, 0]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@torch.no_grad()
+def rows_logprobs(model, rows: list[Row], prompts: list[list[int]], temperature: float, budget: int, autocast):
+    """Log-probs [T] of each row's response after the given prompt, without gradient."""
+    out: list[torch.Tensor] = [None] * len(rows)
+    for batch in micro_batches([len(p) + len(r.response) for p, r in zip(prompts, rows)], budget):
+        ids = pad([prompts[i] for i in batch], [rows[i].response for i in batch], model.device)
+        with autocast:
+            logp_NT, _, _ = token_logprobs(model, *ids, temperature)
+        for i, logp_T in zip(batch, logp_NT):
+            out[i] = logp_T[: len(rows[i].response)]
+    return out
+
+
+def stack(logps: list[torch.Tensor | None], logp_NT: torch.Tensor) -> torch.Tensor:
+    """Rows [T] as one [N, T]. A row that is None is the policy's own, detached: its ratio is exactly 1, without rounding."""
+    out_NT = logp_NT.detach().clone()
+    for i, logp_T in enumerate(logps):
+        if logp_T is not None:
+            out_NT[i, : len(logp_T)] = logp_T
+    return out_NT
+
+
+# ---- rollout ---------------------------------------------------------------------------------------------------------
+
+def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_response, seed):
+    """`n` scored rows for each problem index, a group each: sampled after `sampled_from`, to be trained on after `prompts`."""
+    samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
+    texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
+    verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
+    groups = []
+    for i, group in zip(indices, samples):
+        scored = [(s, next(verdicts)) for s in group]
+        groups.append([
+            Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, v.why, float(v.correct)) for s, v in scored
+        ])
+    return groups
+
+
+def show(row: Row, problems, tokenizer) -> dict:
+    """A row as a person reads it, for rollouts.jsonl."""
+    problem = problems[row.problem]
+    return {
+        "problem": problem.id, "prompt": tokenizer.decode(row.prompt), "guided": row.guided,
+        "sampled_from": tokenizer.decode(row.sampled_from), "completion": tokenizer.decode(row.response),
+        "answer": problem.answer, "verdict": row.why, "reward": row.reward, "advantage": row.advantage,
+    }
+
+
+# ---- guidance --------------------------------------------------------------------------------------------------------
+
+
+def failed_groups(groups: list[list[Row]], hinted_prompts, threshold: float) -> list[int]:
+    """Which groups the policy fails although there is a hint."""
+    accuracy = [np.mean([row.reward for row in group]) for group in groups]
+    return [i for i, g in enumerate(groups) if accuracy[i] <= threshold and hinted_prompts[g[0].problem] is not None]
+
+
+def join_guided(groups, failed: list[int], hinted: list[list[Row]], guided_group: str) -> list[list[Row]]:
+    """Each hinted group in the place of its failed group ("replace"), or after it in one group ("union")."""
+    joined = list(groups)
+    for i, group in zip(failed, hinted):
+        joined[i] = (groups[i] if guided_group == "union" else []) + [replace(row, guided=True) for row in group]
+    return joined
+
+
+# ---- advantage -------------------------------------------------------------------------------------------------------
+
+def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.Tensor:
+    """A_BG = (r - mean) / (std + 1e-6) inside each group; exactly 0 where all rewards of a group are equal.
+
+    DeepSeekMath section 4.1.2; std is unbiased (G - 1). Without `norm_std`: r - mean (Dr. GRPO, arXiv 2503.20783).
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    """
+    centered_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
+    if norm_std:
+        centered_BG = centered_BG / (rewards_BG.std(1, keepdim=True) + 1e-6)
+    equal_B1 = (rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True)  # a test of the std would meet rounding
+    return centered_BG.masked_fill(equal_B1, 0.0)
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+def policy_loss(logp_NT, old_logp_NT, mask_NT, advantages_N, guided_N, eps_low: float, eps_high: float, guide_ratio, gamma):
+    """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
+
+    loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp).
+    Guided rows: -w(rho) A without a clip, unless `guide_ratio` says otherwise (Guide, section 4).
+    """
+    ratio_NT = (logp_NT - old_logp_NT).exp()
+    A_N1 = advantages_N[:, None]
+    clipped_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high)
+    loss_NT, is_clipped_NT = -torch.min(ratio_NT * A_N1, clipped_NT * A_N1), clipped_NT * A_N1 < ratio_NT * A_N1
+    if guide_ratio in ("clip", "naive"):
+        return loss_NT, is_clipped_NT
+    if guide_ratio == "shaped":
+        ratio_NT = ratio_NT / (ratio_NT + gamma)
+    elif guide_ratio == "sequence":  # value: the product of all ratios; gradient: that times the gradient of each logp
+        product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
+        ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
+    guided_N1 = guided_N[:, None]
+    return torch.where(guided_N1, -ratio_NT * A_N1, loss_NT), is_clipped_NT & ~guided_N1
+
+
+def kl_k3(logp_NT, ref_logp_NT):
+    """k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0 per token: its mean over y ~ pi is KL(pi || pi_ref) (eq. 4)."""
+    log_ratio_NT = ref_logp_NT - logp_NT
+    return log_ratio_NT.exp() - log_ratio_NT - 1
+
+
+def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_response: int):
+    """One micro-batch's share of the loss of an optimizer step of `n_rows` rows with `n_tokens` response tokens.
+
+    The shares add up to the same loss, and the same gradient, for any micro-batches.
+    """
+    loss_NT = loss_NT * mask_NT
+    if loss_agg == "token":
+        return loss_NT.sum() / n_tokens
+    if loss_agg == "sequence":
+        return (loss_NT.sum(1) / mask_NT.sum(1)).sum() / n_rows
+    return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
+
+
+# ---- checkpoint ------------------------------------------------------------------------------------------------------
+
+def save_checkpoint(run: Path, step: int, model, optimizer, keep: int) -> Path:
+    """checkpoint/step-000012.pt: everything that the next step depends on. Whole or not at all."""
+    path = run / "checkpoint" / f"step-{step:06d}.pt"
+    path.parent.mkdir(exist_ok=True)
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    try:
+        with open(f"{path}.part", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        Path(f"{path}.part").unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error}): make room, then go on with --resume {run}") from error
+    os.replace(f"{path}.part", path)
+    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(run: Path, model, optimizer) -> int:
+    """Restores the newest checkpoint of a run; the number of steps done. Log lines of later steps are removed."""
+    newest = max((run / "checkpoint").glob("step-*.pt"), default=None)
+    if newest is None:
+        raise UserError(f"--resume {run}: no checkpoint in it yet, start a new run")
+    state = torch.load(newest, map_location="cpu")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        whole = [line for line in (run / name).read_text().splitlines(keepends=True) if line.endswith("\n")]
+        (run / f"{name}.part").write_text("".join(line for line in whole if json.loads(line)["step"] <= state["step"]))
+        os.replace(run / f"{name}.part", run / name)
+    return state["step"]
+
+
+# ---- main ------------------------------------------------------------------------------------------------------------
+
+def main(args: Args) -> Path:
+    if args.n < 2:
+        raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
+    if args.loss_agg not in ("token", "sequence", "constant"):
+        raise UserError(f"--loss-agg {args.loss_agg}: use token, sequence or constant")
+    if args.guided_group not in ("union", "replace") or args.guide_ratio not in ("shaped", "clip", "none", "sequence", "naive"):
+        raise UserError("--guided-group is union or replace; --guide-ratio is shaped, clip, none, sequence or naive")
+    if args.prompts % args.mini_batches:
+        raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
+    device = pick_device(args.device)
+    template = args.template if args.template != "auto" else "countdown" if args.data == "countdown" else "chat"
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    verifier = Verifier(args.workers, custom=args.verifier)
+    problems = check_golds(data.load(args.data, args.data_split), verifier)
+    problems, prompts, hinted_prompts, counts = data.encode(problems, tokenizer, template, args.max_prompt)
+    eval_data = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
+    if eval_data:
+        held_out = data.load(eval_data, args.eval_split, args.eval_problems, seed=0)
+        held_out, held_out_prompts, _, _ = data.encode(held_out, tokenizer, template, args.max_prompt)
+
+    run = run_folder(args, Path(__file__).stem)
+    torch.manual_seed(args.seed)
+    model = load_model(args.model, device)
+    reference = load_model(args.model, device).eval() if args.beta > 0 else None
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    start = load_checkpoint(run, model, optimizer) if args.resume else 0
+    sampler = Sampler(args.model, args.sampler, device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    log = tracker(args, run)
+    print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
+
+    def evaluation(n: int) -> dict:
+        result = evaluate(sampler, tokenizer, held_out, held_out_prompts, verifier, n, args.eval_temperature, args.max_response)
+        return {"model": args.model, "data": eval_data, "split": args.eval_split, "template": template, **result}
+
+    if eval_data and start == 0:
+        write_json(run / "eval_base.json", evaluation(args.eval_n))
+    sampler.update(model.named_parameters())
+
+    stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: sys.exit(1) if stopped else stopped.append(received))
+
+    done = start
+    bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True)
+    for step in bar:
+        clock = [time.perf_counter()]
+
+        # rollout: B groups of G rows
+        plain: list[list[Row]] = []  # all that was sampled
+        guided: list[list[Row]] = []  # with a hint
+        groups: list[list[Row]] = []  # all that is trained on
+        for attempt in range(1 + args.filter_rounds):
+            indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
+            new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
+                          args.max_response, (args.seed, step, attempt))
+            plain += new
+
+            # guidance: failed prompts are rolled out again with their hint
+            failed = failed_groups(new, hinted_prompts, args.guide_threshold)
+            hinted = rollout(sampler, verifier, tokenizer, problems, [new[i][0].problem for i in failed], prompts,
+                             hinted_prompts, args.n, args.temperature, args.max_response, (args.seed, step, attempt, 1))
+            new = join_guided(new, failed, hinted, args.guided_group)
+            guided += hinted
+
+            if args.filter_rounds:
+                new = [group for group in new if len({row.reward for row in group}) > 1]
+            groups += new
+            if len(groups) == args.prompts:
+                break
+        rows = [row for group in groups for row in group]
+        clock.append(time.perf_counter())
+
+        # advantage
+        for group in groups:
+            rewards_1G = torch.tensor([[row.reward for row in group]])
+            for row, advantage in zip(group, group_advantages(rewards_1G, args.norm_std)[0].tolist()):
+                row.advantage = advantage
+
+        # log-probs under the policies that stand still during the update
+        score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
+        used = [row for row in rows if row.advantage != 0 or reference is not None]  # the others have no gradient
+        off_policy = [row for row in used if row.guided or args.mini_batches > 1]
+        contexts = [row.prompt if args.guide_ratio == "naive" else row.sampled_from for row in off_policy]
+        for row, logp_T in zip(off_policy, score(model, off_policy, contexts)):
+            row.old_logp = logp_T
+        across = [row for row in used if row.guided]
+        plain_logps = score(model, across, [row.prompt for row in across])
+        ratios = [rho for row, logp_T in zip(across, plain_logps) for rho in (logp_T - row.old_logp).exp().tolist()] or [1.0]
+        gamma = args.guide_gamma or max(1e-4, float(np.quantile(ratios, 0.9)))
+        if reference is not None:
+            for row, logp_T in zip(used, score(reference, used, [row.prompt for row in used])):
+                row.ref_logp = logp_T
+        clock.append(time.perf_counter())
+
+        # update
+        lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
+        means: dict[str, float] = defaultdict(float)  # sums over the tokens of the update, until they are logged
+        loss_sum, norm_sum, gap_max, tokens, updates, n_live = 0.0, 0.0, 0.0, 0, 0, 0
+        for part in np.array_split(np.arange(len(groups)), args.mini_batches):
+            batch = [row for i in part for row in groups[i]]
+            n_tokens = sum(len(row.response) for row in batch)
+            live = [row for row in batch if row.advantage != 0 or reference is not None]  # denominators count all rows
+            if not live:
+                continue
+            for micro in micro_batches([len(row.prompt) + len(row.response) for row in live], args.micro_tokens):
+                some = [live[i] for i in micro]
+                ids = pad([row.prompt for row in some], [row.response for row in some], device)
+                with autocast:
+                    logp_NT, entropy_NT, mask_NT = token_logprobs(model, *ids, args.temperature)
+                old_NT = stack([row.old_logp for row in some], logp_NT)
+                guided_N = torch.tensor([row.guided for row in some], device=device)
+                advantages_N = torch.tensor([row.advantage for row in some], device=device)
+                loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, mask_NT, advantages_N, guided_N, args.eps_low, args.eps_high,
+                                                  args.guide_ratio, gamma)
+                kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in some], logp_NT))  # 0 without a reference model
+                loss_NT = loss_NT + args.beta * kl_NT
+                loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
+                loss.backward()
+
+                engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
+                seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT,
+                        "train/kl": kl_NT, "engine/gap_mean": (old_NT - engine_NT).abs()}
+                for key, value_NT in seen.items():
+                    means[key] += (value_NT.detach() * mask_NT).sum().item()
+                gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())
+                loss_sum += loss.item()
+                tokens += int(mask_NT.sum())
+            norm_sum += torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+            n_live += len(live)
+        sampler.update(model.named_parameters())
+        clock.append(time.perf_counter())
+        done = step + 1
+
+        # metrics: docs/metrics.md has the formula of each
+        sampled = [row for group in plain for row in group]
+        pass_rates = [np.mean([row.reward for row in group]) for group in plain]
+        metrics = {
+            "step": done,
+            "rollout/reward": np.mean(pass_rates),
+            "rollout/solved": np.mean([rate > 0 for rate in pass_rates]),
+            "rollout/mastered": np.mean([rate == 1 for rate in pass_rates]),
+            "rollout/response_tokens": np.mean([len(row.response) for row in sampled]),
+            "rollout/truncated": np.mean([not row.finished for row in sampled]),
+            "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
+            **{f"verify/{why.replace(' ', '_')}": sum(row.why == why for row in sampled) for why in WHY},
+            "guide/failed": len(guided) / len(plain),
+            "guide/reward": np.mean([row.reward for group in guided for row in group] or [0.0]),
+            "guide/share": np.mean([row.guided for row in used] or [0.0]),
+            "guide/ratio": np.mean(ratios),
+            "guide/gamma": gamma,
+            "train/loss": loss_sum / max(1, updates),
+            "train/grad_norm": norm_sum / max(1, updates),
+            "train/lr": lr,
+            "train/updates": updates,
+            "train/rows": n_live,
+            "train/kept": n_live / max(1, len(rows)),
+            **{key: value / tokens for key, value in means.items()},
+            "engine/gap_max": gap_max,
+        }
+        metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
+        if eval_data and args.eval_every and (done % args.eval_every == 0):
+            solved = evaluation(min(8, args.eval_n))["problems"]
+            n, c = (np.array([problem[key] for problem in solved]) for key in "nc")
+            metrics |= {f"eval/pass@{k}": pass_at_k(n, c, k).mean() for k in (1, 8) if k <= args.eval_n}
+        log(metrics, [show(row, problems, tokenizer) for row in (rows or sampled)[:: args.n][:3]])
+        progress = {"pass": metrics["rollout/reward"], "guided": metrics["guide/share"], "s/step": clock[-1] - clock[0]}
+        bar.set_postfix({key: f"{value:.2f}" for key, value in progress.items()})
+        if stopped or (args.save_every and done % args.save_every == 0):
+            save_checkpoint(run, done, model, optimizer, args.keep)
+        if stopped:
+            verifier.close()
+            name = signal.Signals(stopped[0]).name
+            print(f"\nstopped by {name} after step {done}; go on with: python {Path(__file__).name} --resume {run}")
+            sys.exit(0 if stopped[0] == signal.SIGTERM else 130)
+
+    bar.close()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+    # the end: checkpoint, final model, what was learned
+    save_checkpoint(run, done, model, optimizer, args.keep)
+    model.to(sampler.model.dtype).save_pretrained(run / "final")
+    tokenizer.save_pretrained(run / "final")
+    if eval_data:
+        write_json(run / "eval_trained.json", evaluation(args.eval_n))
+    verifier.close()
+    print(report(run))
+    return run
+
+
+if __name__ == "__main__":
+    command_line(main, Args)
