@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,7 +62,7 @@ class Sampler:
         self.device = torch.device(pick_device(device))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).to(self.device).eval()
-        self.stop_ids = stop_token_ids(AutoTokenizer.from_pretrained(model_path), self.model.generation_config)
+        self.stop_ids = stop_token_ids(load_tokenizer(model_path), self.model.generation_config)
         self.cache_tokens = cache_tokens
 
     @torch.no_grad()
@@ -179,6 +180,15 @@ def sampling_logprobs(logits: torch.Tensor, temperature: float, top_p: float = 1
         outside = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays in
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
     return logits.log_softmax(-1)
+
+
+def load_tokenizer(model_path: str):
+    """The tokenizer of a hub id or folder. Raises UserError if there is no such model."""
+    try:
+        return AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        said = str(error).split("\n")[0]
+        raise UserError(f"--model {model_path} is neither a folder with a model nor a hub id to be had: {said}") from error
 
 
 def pick_device(device: str) -> str:
@@ -352,6 +362,7 @@ def command_line(main, Args) -> None:
             if not file.is_file():
                 raise UserError(f"--resume {resume}: there is no {file}; give the folder of a run")
             saved = {**json.loads(file.read_text()), "resume": resume}
+        transformers.utils.logging.disable_progress_bar()
         args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
         changed = [key for key, value in saved.items() if getattr(args, key) != value and key not in MAY_CHANGE]
         if changed:
@@ -363,7 +374,7 @@ def command_line(main, Args) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped: no step was in progress, nothing is lost")
     except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a folder that cannot be written
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
 
 
 def run_folder(args, script: str) -> Path:
@@ -394,8 +405,6 @@ def tracker(args, run: Path):
     elif args.track in ("wandb", "trackio"):
         module = __import__(args.track)
         module.init(project="cleanrlvr", name=run.name, config=asdict(args))
-    elif args.track:
-        raise UserError(f"--track {args.track}: use tensorboard, wandb or trackio")
 
     def log(metrics: dict, rollouts: list[dict]) -> None:
         step = metrics["step"]
@@ -469,7 +478,7 @@ def main() -> None:
         raise UserError(f"--out {args.out}: the folder does not exist")
     template = args.template or ("countdown" if args.data == "countdown" else "chat")
     problems = data.load(args.data, args.split, args.limit, args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     problems, prompts, hinted, counted = data.encode(problems, tokenizer, template, args.max_prompt)
     if args.hinted:
         problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]

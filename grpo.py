@@ -12,6 +12,7 @@ Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
     step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);
   - paper: beta 0.04; here: 0 and no reference model, because a verifiable reward leaves no reward model to exploit.
+
 One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, 2503.14476).
 
     python grpo.py                              # the embedded 0.8 M model on Countdown: minutes on a laptop
@@ -28,17 +29,29 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import data
-from data import UserError
-from evaluate import Sampler, command_line, evaluate, pass_at_k, pick_device, report, run_folder, tracker, write_json
-from verify import WHY, Verifier, check_golds
+from data import TEMPLATES, UserError
+from evaluate import (
+    Sampler,
+    command_line,
+    evaluate,
+    load_tokenizer,
+    pass_at_k,
+    pick_device,
+    report,
+    run_folder,
+    tracker,
+    write_json,
+)
+from verify import WHY, Verdict, Verifier, check_golds
 
 # Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
 # M valid response tokens of a micro-batch, V vocabulary.
@@ -52,8 +65,8 @@ class Args:
     data_split: str = "train"  # of a hub id or countdown
     eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
     eval_split: str = "test"  # of a hub id or countdown
-    template: str = "auto"  # countdown | plain | qwen-math | guide | chat; auto: countdown for that task, else chat
-    verifier: str | None = None  # module:function of your own, (completion, problem) -> bool
+    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
+    verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     workers: int = 2  # verifier processes
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
     max_response: int = 16  # tokens; the papers use 3072
@@ -70,7 +83,7 @@ class Args:
     eps_low: float = 0.2  # the ratio's lower clip
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
-    loss_agg: str = "token"  # token: mean of all tokens | sequence: mean of row means | constant: rows x max_response
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum over tokens / number | row means / rows | / max
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
     eval_every: int = 25  # steps; 0: at the start and the end only
@@ -80,12 +93,12 @@ class Args:
     save_every: int = 50  # steps between checkpoints; 0: when stopped only
     keep: int = 2  # newest checkpoints kept
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
-    device: str = "auto"  # auto | cpu | cuda
-    sampler: str = "auto"  # auto | transformers
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    sampler: Literal["auto", "transformers"] = "auto"  # the engine that samples
     seed: int = 0  # of the order of problems and of all sampling
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
-    track: str = ""  # tensorboard | wandb | trackio, besides metrics.jsonl
+    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # log there too, besides metrics.jsonl
 
 
 # ---- policy ----------------------------------------------------------------------------------------------------------
@@ -99,13 +112,16 @@ class Row:
     sampled_from: list[int]
     response: list[int]
     engine_logp: list[float]
-    finished: bool
-    why: str
-    reward: float
-    guided: bool = False
+    finished: bool  # ended in a stop token, not at max_response
+    guided: bool  # sampled with a hint that is not in `prompt`
+    verdict: Verdict
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # [T] under the sampling policy; None: the policy itself, not yet updated
     ref_logp: torch.Tensor | None = None  # [T] under the reference model
+
+    @property
+    def reward(self) -> float:
+        return float(self.verdict.correct)
 
 
 def load_model(path: str, device: str) -> torch.nn.Module:
@@ -198,13 +214,11 @@ def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_fr
     samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
     texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
     verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
-    groups = []
-    for i, group in zip(indices, samples):
-        scored = [(s, next(verdicts)) for s in group]
-        groups.append([
-            Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, v.why, float(v.correct)) for s, v in scored
-        ])
-    return groups
+    guided = sampled_from is not prompts
+    return [
+        [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, next(verdicts)) for s in group]
+        for i, group in zip(indices, samples)
+    ]
 
 
 def show(row: Row, problems, tokenizer) -> dict:
@@ -213,7 +227,7 @@ def show(row: Row, problems, tokenizer) -> dict:
     return {
         "problem": problem.id, "prompt": tokenizer.decode(row.prompt), "guided": row.guided,
         "sampled_from": tokenizer.decode(row.sampled_from), "completion": tokenizer.decode(row.response),
-        "answer": problem.answer, "verdict": row.why, "reward": row.reward, "advantage": row.advantage,
+        "answer": problem.answer, "verdict": row.verdict.why, "reward": row.reward, "advantage": row.advantage,
     }
 
 
@@ -309,14 +323,12 @@ def load_checkpoint(run: Path, model, optimizer) -> int:
 def main(args: Args) -> Path:
     if args.n < 2:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
-    if args.loss_agg not in ("token", "sequence", "constant"):
-        raise UserError(f"--loss-agg {args.loss_agg}: use token, sequence or constant")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = pick_device(args.device)
     template = args.template if args.template != "auto" else "countdown" if args.data == "countdown" else "chat"
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    verifier = Verifier(args.workers, custom=args.verifier)
+    tokenizer = load_tokenizer(args.model)
+    verifier = Verifier(args.workers, custom=args.verifier or None)
     problems = check_golds(data.load(args.data, args.data_split), verifier)
     problems, prompts, hinted_prompts, counts = data.encode(problems, tokenizer, template, args.max_prompt)
     eval_data = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
@@ -346,8 +358,8 @@ def main(args: Args) -> Path:
     sampler.update(model.named_parameters())
 
     stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: sys.exit(1) if stopped else stopped.append(received))
+    catch = lambda number, _: sys.exit(1) if stopped else stopped.append(number)  # noqa: E731
+    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
 
     done = start
     bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True)
@@ -440,7 +452,7 @@ def main(args: Args) -> Path:
             "rollout/response_tokens": np.mean([len(row.response) for row in sampled]),
             "rollout/truncated": np.mean([not row.finished for row in sampled]),
             "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
-            **{f"verify/{why.replace(' ', '_')}": sum(row.why == why for row in sampled) for why in WHY},
+            **{f"verify/{why.replace(' ', '_')}": sum(row.verdict.why == why for row in sampled) for why in WHY},
             "train/loss": loss_sum / max(1, updates),
             "train/grad_norm": norm_sum / max(1, updates),
             "train/lr": lr,
@@ -467,8 +479,8 @@ def main(args: Args) -> Path:
             sys.exit(0 if stopped[0] == signal.SIGTERM else 130)
 
     bar.close()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
     # the end: checkpoint, final model, what was learned
     save_checkpoint(run, done, model, optimizer, args.keep)

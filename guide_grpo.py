@@ -7,6 +7,7 @@ Paper: Adaptive Guidance Accelerates RL of Reasoning Models (arXiv 2506.13923), 
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, y_i<t)
     A_i    = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + 1e-6)         inside the G samples of one prompt
     k3     = pi_ref/pi - log(pi_ref/pi) - 1                          an estimate of KL(pi || pi_ref), eq. 4
+
 Guidance: where all G samples of a prompt are wrong, G more are drawn with the hint g in the prompt, y ~ pi_old(.|x,g),
 and trained on after the plain prompt x, with the ratio between the two contexts and no clip:
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, g, y_i<t)    shaped:  rho / (rho + gamma), gamma = quantile_0.9(rho)
@@ -22,6 +23,7 @@ Differs from grpo.py by the section *guidance*, guided rows in `policy_loss`, fo
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
     step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);
   - paper: beta 0.04; here: 0 and no reference model, because a verifiable reward leaves no reward model to exploit.
+
 One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, 2503.14476).
 
     python guide_grpo.py                        # the embedded 0.8 M model on Countdown: minutes on a laptop
@@ -35,20 +37,32 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import data
-from data import UserError
-from evaluate import Sampler, command_line, evaluate, pass_at_k, pick_device, report, run_folder, tracker, write_json
-from verify import WHY, Verifier, check_golds
+from data import TEMPLATES, UserError
+from evaluate import (
+    Sampler,
+    command_line,
+    evaluate,
+    load_tokenizer,
+    pass_at_k,
+    pick_device,
+    report,
+    run_folder,
+    tracker,
+    write_json,
+)
+from verify import WHY, Verdict, Verifier, check_golds
 
 # Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
 # M valid response tokens of a micro-batch, V vocabulary.
@@ -62,8 +76,8 @@ class Args:
     data_split: str = "train"  # of a hub id or countdown
     eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
     eval_split: str = "test"  # of a hub id or countdown
-    template: str = "auto"  # countdown | plain | qwen-math | guide | chat; auto: countdown for that task, else chat
-    verifier: str | None = None  # module:function of your own, (completion, problem) -> bool
+    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
+    verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     workers: int = 2  # verifier processes
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
     max_response: int = 16  # tokens; the papers use 3072
@@ -80,11 +94,11 @@ class Args:
     eps_low: float = 0.2  # the ratio's lower clip
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
-    loss_agg: str = "token"  # token: mean of all tokens | sequence: mean of row means | constant: rows x max_response
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum over tokens / number | row means / rows | / max
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed, and guided, if at most this share of its samples is right
-    guided_group: str = "union"  # advantage inside failed and guided samples together, or inside the guided: replace
-    guide_ratio: str = "shaped"  # shaped | clip | none | sequence | naive, see above
+    guided_group: Literal["union", "replace"] = "union"  # A inside failed and guided samples, or inside the guided
+    guide_ratio: Literal["shaped", "clip", "none", "sequence", "naive"] = "shaped"  # of the guided rows, see above
     guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
     eval_every: int = 25  # steps; 0: at the start and the end only
@@ -94,12 +108,12 @@ class Args:
     save_every: int = 50  # steps between checkpoints; 0: when stopped only
     keep: int = 2  # newest checkpoints kept
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
-    device: str = "auto"  # auto | cpu | cuda
-    sampler: str = "auto"  # auto | transformers
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    sampler: Literal["auto", "transformers"] = "auto"  # the engine that samples
     seed: int = 0  # of the order of problems and of all sampling
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
-    track: str = ""  # tensorboard | wandb | trackio, besides metrics.jsonl
+    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # log there too, besides metrics.jsonl
 
 
 # ---- policy ----------------------------------------------------------------------------------------------------------
@@ -113,13 +127,16 @@ class Row:
     sampled_from: list[int]
     response: list[int]
     engine_logp: list[float]
-    finished: bool
-    why: str
-    reward: float
-    guided: bool = False
+    finished: bool  # ended in a stop token, not at max_response
+    guided: bool  # sampled with a hint that is not in `prompt`
+    verdict: Verdict
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # [T] under the sampling policy; None: the policy itself, not yet updated
     ref_logp: torch.Tensor | None = None  # [T] under the reference model
+
+    @property
+    def reward(self) -> float:
+        return float(self.verdict.correct)
 
 
 def load_model(path: str, device: str) -> torch.nn.Module:
@@ -212,13 +229,11 @@ def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_fr
     samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
     texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
     verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
-    groups = []
-    for i, group in zip(indices, samples):
-        scored = [(s, next(verdicts)) for s in group]
-        groups.append([
-            Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, v.why, float(v.correct)) for s, v in scored
-        ])
-    return groups
+    guided = sampled_from is not prompts
+    return [
+        [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, next(verdicts)) for s in group]
+        for i, group in zip(indices, samples)
+    ]
 
 
 def show(row: Row, problems, tokenizer) -> dict:
@@ -227,7 +242,7 @@ def show(row: Row, problems, tokenizer) -> dict:
     return {
         "problem": problem.id, "prompt": tokenizer.decode(row.prompt), "guided": row.guided,
         "sampled_from": tokenizer.decode(row.sampled_from), "completion": tokenizer.decode(row.response),
-        "answer": problem.answer, "verdict": row.why, "reward": row.reward, "advantage": row.advantage,
+        "answer": problem.answer, "verdict": row.verdict.why, "reward": row.reward, "advantage": row.advantage,
     }
 
 
@@ -238,14 +253,6 @@ def failed_groups(groups: list[list[Row]], hinted_prompts, threshold: float) -> 
     """Which groups the policy fails although there is a hint."""
     accuracy = [np.mean([row.reward for row in group]) for group in groups]
     return [i for i, g in enumerate(groups) if accuracy[i] <= threshold and hinted_prompts[g[0].problem] is not None]
-
-
-def join_guided(groups, failed: list[int], hinted: list[list[Row]], guided_group: str) -> list[list[Row]]:
-    """Each hinted group in the place of its failed group ("replace"), or after it in one group ("union")."""
-    joined = list(groups)
-    for i, group in zip(failed, hinted):
-        joined[i] = (groups[i] if guided_group == "union" else []) + [replace(row, guided=True) for row in group]
-    return joined
 
 
 # ---- advantage -------------------------------------------------------------------------------------------------------
@@ -350,16 +357,12 @@ def load_checkpoint(run: Path, model, optimizer) -> int:
 def main(args: Args) -> Path:
     if args.n < 2:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
-    if args.loss_agg not in ("token", "sequence", "constant"):
-        raise UserError(f"--loss-agg {args.loss_agg}: use token, sequence or constant")
-    if args.guided_group not in ("union", "replace") or args.guide_ratio not in ("shaped", "clip", "none", "sequence", "naive"):
-        raise UserError("--guided-group is union or replace; --guide-ratio is shaped, clip, none, sequence or naive")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = pick_device(args.device)
     template = args.template if args.template != "auto" else "countdown" if args.data == "countdown" else "chat"
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    verifier = Verifier(args.workers, custom=args.verifier)
+    tokenizer = load_tokenizer(args.model)
+    verifier = Verifier(args.workers, custom=args.verifier or None)
     problems = check_golds(data.load(args.data, args.data_split), verifier)
     problems, prompts, hinted_prompts, counts = data.encode(problems, tokenizer, template, args.max_prompt)
     eval_data = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
@@ -389,8 +392,8 @@ def main(args: Args) -> Path:
     sampler.update(model.named_parameters())
 
     stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: sys.exit(1) if stopped else stopped.append(received))
+    catch = lambda number, _: sys.exit(1) if stopped else stopped.append(number)  # noqa: E731
+    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
 
     done = start
     bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True)
@@ -411,7 +414,8 @@ def main(args: Args) -> Path:
             failed = failed_groups(new, hinted_prompts, args.guide_threshold)
             hinted = rollout(sampler, verifier, tokenizer, problems, [new[i][0].problem for i in failed], prompts,
                              hinted_prompts, args.n, args.temperature, args.max_response, (args.seed, step, attempt, 1))
-            new = join_guided(new, failed, hinted, args.guided_group)
+            for i, group in zip(failed, hinted):
+                new[i] = new[i] + group if args.guided_group == "union" else group
             guided += hinted
 
             if args.filter_rounds:
@@ -499,12 +503,10 @@ def main(args: Args) -> Path:
             "rollout/response_tokens": np.mean([len(row.response) for row in sampled]),
             "rollout/truncated": np.mean([not row.finished for row in sampled]),
             "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
-            **{f"verify/{why.replace(' ', '_')}": sum(row.why == why for row in sampled) for why in WHY},
+            **{f"verify/{why.replace(' ', '_')}": sum(row.verdict.why == why for row in sampled) for why in WHY},
             "guide/failed": len(guided) / len(plain),
             "guide/reward": np.mean([row.reward for group in guided for row in group] or [0.0]),
-            "guide/share": np.mean([row.guided for row in used] or [0.0]),
-            "guide/ratio": np.mean(ratios),
-            "guide/gamma": gamma,
+            **{"guide/share": len(across) / max(1, len(used)), "guide/ratio": np.mean(ratios), "guide/gamma": gamma},
             "train/loss": loss_sum / max(1, updates),
             "train/grad_norm": norm_sum / max(1, updates),
             "train/lr": lr,
@@ -531,8 +533,8 @@ def main(args: Args) -> Path:
             sys.exit(0 if stopped[0] == signal.SIGTERM else 130)
 
     bar.close()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
     # the end: checkpoint, final model, what was learned
     save_checkpoint(run, done, model, optimizer, args.keep)

@@ -1,0 +1,464 @@
+"""Every schema `load` accepts, prompts to the letter, boxes, hints, and one clear message for each bad input."""
+
+import csv
+import doctest
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import data
+import verify
+from data import Problem, UserError, draw, encode, last_box, load, prompt_text, render, solution_hint
+
+SHARED = Path(__file__).parent.parent.parent / "shared/data"
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Problem: What is 2+3?"}]
+
+
+def write(path: Path, rows) -> str:
+    """A file of the type that its name says, and its name."""
+    if isinstance(rows, bytes):
+        path.write_bytes(rows)
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n\n" for row in rows))
+    return str(path)
+
+
+# ---- schemas ---------------------------------------------------------------------------------------------------------
+
+SCHEMAS = {
+    "plain": (
+        {"question": "What is 2+3?", "answer": "5", "hint": "Count on from 2."},
+        Problem("rows/0", "What is 2+3?", "5", hint="Count on from 2."),
+    ),
+    "no hint": ({"question": "What is 2+3?", "gold": "5"}, Problem("rows/0", "What is 2+3?", "5")),
+    "gsm8k": (  # three sentences, so the hint is the first; <<...>> are calculator marks that no one should learn to write
+        {"question": "How many?", "answer": "He has 2*3=<<2*3=6>>6 boxes. He adds some.\nThat makes 1,250.\n#### 1,250"},
+        Problem("rows/0", "How many?", "1250", hint="He has 2*3=6 boxes.",
+                solution="He has 2*3=6 boxes. He adds some.\nThat makes 1,250."),
+    ),
+    "math": (  # a box in the first sentence leaves no hint
+        {"problem": "Solve.", "level": "Level 1", "solution": r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."},
+        Problem("rows/0", "Solve.", r"\frac{1}{2}", solution=r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."),
+    ),
+    "aime int": ({"id": 60, "problem": "Walk.", "answer": 27}, Problem("60", "Walk.", "27")),
+    "aime float": ({"id": 60, "problem": "Walk.", "answer": 27.0}, Problem("60", "Walk.", "27")),
+    "aime zeros": ({"id": 60, "problem": "Walk.", "answer": "027"}, Problem("60", "Walk.", "027")),
+    "zero": ({"problem": "Walk.", "answer": 0}, Problem("rows/0", "Walk.", "0")),
+    "verl string": (
+        {"data_source": "x", "prompt": CHAT, "reward_model": {"ground_truth": "5", "style": "rule"}},
+        Problem("rows/0", "What is 2+3?", "5"),
+    ),
+    "verl dict": (  # the damaged target of a real MATH row
+        {"prompt": CHAT, "reward_model": {"ground_truth": {
+            "question": "How big?", "solution": r"It is \boxed{15\mbox{ cm}^2}.", "target": "15^2"}}},
+        Problem("rows/0", "How big?", r"15\mbox{ cm}^2", solution=r"It is \boxed{15\mbox{ cm}^2}."),
+    ),
+    "verl dict without solution": (
+        {"prompt": CHAT, "reward_model": {"ground_truth": {"question": "How big?", "target": "70"}}},
+        Problem("rows/0", "How big?", "70"),
+    ),
+    "guide": (
+        {"prompt": CHAT, "hint": [CHAT[0], {"role": "user", "content": "Problem: What is 2+3?\nCount on."}],
+         "cot": "Five.", "ability": "math", "reward_model": {"ground_truth": "5"}},
+        Problem("rows/0", "What is 2+3?", "5", hint="What is 2+3?\nCount on.", solution="Five.",
+                meta={"hinted_question": "What is 2+3?\nCount on."}),
+    ),
+    "olympiadbench": (
+        {"id": 1606, "question": "Which x?", "solution": ["Square it. Take roots. Done."], "final_answer": ["2", "-2"],
+         "error": "1e-2", "unit": None},
+        Problem("1606", "Which x?", "2, -2", hint="Square it.", solution="Square it. Take roots. Done.",
+                meta={"abs_tol": "1e-2"}),
+    ),
+    "mmlu index": (
+        {"question": "Which?", "type": "biology", "choices": ["red", "blue", "green"], "answer": 1},
+        Problem("rows/0", "Which?\nA. red\nB. blue\nC. green", "B", "choice"),
+    ),
+    "mmlu letter": (
+        {"question": "Which?", "choices": ["red", "blue"], "answer": "A"},
+        Problem("rows/0", "Which?\nA. red\nB. blue", "A", "choice"),
+    ),
+    "scibench": (
+        {"source": "atkins", "problemid": "e1.1", "problem_text": "Find p.", "answer_number": "50.7", "unit": r"$\mathrm{atm}$"},
+        Problem("e1.1", r"Find p. Answer in $\mathrm{atm}$.", "50.7", meta={"rel_tol": 0.05, "unit": r"$\mathrm{atm}$"}),
+    ),
+    "upper case": ({"Question": "What is 2+3?", "ANSWER": "5", "Hint": None}, Problem("rows/0", "What is 2+3?", "5")),
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_schema(schema, tmp_path):
+    row, expected = SCHEMAS[schema]
+    assert load(write(tmp_path / "rows.jsonl", [row])) == [expected]
+
+
+def test_code_schema(tmp_path):
+    row = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x + 1\n",
+           "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+    (problem,) = load(write(tmp_path / "rows.jsonl", [row]))
+    assert (problem.id, problem.domain, problem.meta["tests"]["type"]) == ("HumanEval/0", "code", "assert")
+    assert problem.question.endswith("\n\ndef f(x):\n")
+    assert problem.answer == problem.solution == "def f(x):\n    return x + 1\n"
+    exec(problem.answer + problem.meta["tests"]["code"], {})
+    with pytest.raises(AssertionError):  # the tests are called, not only defined
+        exec("def f(x):\n    return x\n" + problem.meta["tests"]["code"], {})
+
+
+@pytest.mark.parametrize("suffix", data.FILE_TYPES)
+def test_file_types(suffix, tmp_path):
+    rows = [{"question": 'Is "a, b"\na pair? ½', "answer": "yes", "hint": "Look."}, {"question": "Q", "answer": "1", "hint": ""}]
+    name = write(tmp_path / f"rows{suffix}", rows)
+    assert load(name) == [Problem("rows/0", rows[0]["question"], "yes", hint="Look."), Problem("rows/1", "Q", "1")]
+    assert load(name, split="test") == load(name, split="train")  # a file is one split
+
+
+def test_duplicate_ids_become_unique(tmp_path):
+    rows = [{"id": id, "question": "Q", "answer": "1"} for id in ("a", "a", "a#1", "b")]
+    assert len({p.id for p in load(write(tmp_path / "rows.jsonl", rows))}) == 4
+
+
+def test_limit(tmp_path):
+    name = write(tmp_path / "rows.jsonl", [{"question": "Q", "answer": str(i)} for i in range(50)])
+    picks = [[int(p.answer) for p in load(name, limit=10, seed=seed)] for seed in (0, 0, 1)]
+    assert picks[0] == picks[1] != picks[2]
+    for pick in picks:
+        assert len(pick) == 10 and pick == sorted(set(pick)) and pick != list(range(10))
+    assert len(load(name, limit=51)) == 50
+
+
+@pytest.mark.parametrize("column", ["Algebra", ["Mathematics -> Algebra"]])
+def test_a_domain_column_of_another_meaning(column, tmp_path):
+    # Omni-MATH has one: its problems are mathematics, and there is no verifier named "Algebra".
+    (problem,) = load(write(tmp_path / "rows.jsonl", [{"problem": "Q", "answer": "1", "domain": column}]))
+    assert problem.domain == "math"
+
+
+@pytest.mark.parametrize("name, path, config", [("openai/gsm8k:main", "openai/gsm8k", "main"), ("a/b", "a/b", None)])
+def test_hub(name, path, config, monkeypatch):
+    def load_dataset(path, name=None, split=None):
+        calls.append((path, name, split))
+        return datasets.Dataset.from_list([{"question": "Q", "answer": "Two.\n#### 2"}])
+
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [p.answer for p in load(name, "test")] == ["2"]
+    assert calls == [(path, config, "test")]
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub\nTraceback: many lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"'openai/gsm8k:main'.*'validation'.*Couldn't reach the Hub") as error:
+        load("openai/gsm8k:main", "validation")
+    assert "\n" not in str(error.value)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+GOOD = {"question": "Q", "answer": "1"}
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("nope.jsonl", None, ["no such file"]),
+    ("rows.txt", b"Q", [".jsonl", ".json", ".parquet", ".csv"]),
+    ("rows.jsonl", b'{"question": "Q", "answer": "1"}\n\n{"question": \n', ["line 3", "not JSON"]),
+    ("rows.jsonl", b"\xff\xfe", ["cannot read"]),
+    ("rows.json", b'[{"question": "Q"', ["cannot read"]),
+    ("rows.parquet", b"garbage", ["cannot read"]),
+    ("rows.jsonl", b"", ["no rows"]),
+    ("rows.json", b"[]", ["no rows"]),
+    ("rows.csv", b"question,answer\n", ["no rows"]),
+    ("rows.jsonl", [{"foo": 1, "bar": 2}], ["'foo'", "'bar'", "question", "answer", "hint", "reward_model", "choices"]),
+])
+def test_bad_file(name, content, said, tmp_path):
+    if content is not None:
+        write(tmp_path / name, content)
+    with pytest.raises(UserError) as error:
+        load(str(tmp_path / name))
+    assert all(part in str(error.value) for part in [name, *said]), error.value
+
+
+def test_folder(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("index", [0, 3])
+@pytest.mark.parametrize("answer", ["", " ", None])
+def test_one_percent_of_the_rows_may_lack_an_answer(index, answer, tmp_path, capsys):
+    rows = [GOOD] * 100
+    rows[index] = {"question": "Q", "answer": answer}
+    assert [p.id for p in load(write(tmp_path / "rows.jsonl", rows))] == [f"rows/{i}" for i in range(100) if i != index]
+    said = capsys.readouterr().err
+    assert f"rows {index})" in said and "1 of 100" in said and "left out" in said
+    with pytest.raises(UserError, match=f"1 of 99 rows.*{index}"):  # just above one percent
+        load(write(tmp_path / "rows.jsonl", rows[:99]))
+
+
+@pytest.mark.parametrize("row", [
+    5,
+    {"question": "Q", "choices": ["a", "b"], "answer": 2},  # there is no third choice
+    {"question": "Q", "choices": ["a", "b"], "answer": -1},  # how some hub sets mark a hidden answer
+    {"question": "Q", "choices": "['a', 'b']", "answer": "A"},  # a list that went through .csv
+    {"prompt": "def f(x):\n", "entry_point": "f", "test": "def check(c): pass"},
+])
+def test_bad_row_is_a_user_error(row, tmp_path):
+    with pytest.raises(UserError):
+        load(write(tmp_path / "rows.jsonl", [GOOD, row]))
+
+
+# ---- Countdown -------------------------------------------------------------------------------------------------------
+
+def test_countdown_splits_are_disjoint():
+    train, test = load("countdown", "train"), load("countdown", "test")
+    keys = [(*sorted(p.meta["numbers"]), p.meta["target"]) for p in train + test]
+    assert len(set(keys)) == len(keys) == len({p.id for p in train + test})
+    assert len(test) == 256 and len(train) > 1000
+    with pytest.raises(UserError, match="train and test"):
+        load("countdown", "validation")
+
+
+def test_countdown_solutions_verify_and_hints_are_their_first_move():
+    for p in load("countdown", "train") + load("countdown", "test"):
+        assert p.question == "Use {}, {}, {} to make {}.".format(*p.meta["numbers"], p.meta["target"])
+        assert p.answer == str(p.meta["target"])
+        assert verify.countdown_verdict(p.solution, p) == verify.RIGHT
+        move, hint = p.solution.split("=")[0], p.hint
+        assert hint == f"start with {move}." and re.fullmatch(r"\d+[-+*/]\d+", move)
+
+
+@pytest.mark.parametrize("module", [data, verify])
+def test_doctests(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+ADD = Problem("p", "What is 2+3?", "5", hint="Count on from 2.")
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+SYSTEM, USER, END = "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>\n"
+ASSISTANT = "<|im_start|>assistant\n"
+
+
+class FakeTokenizer:
+    """One token per character, BOS = 1, and a chat template that nobody could take for ChatML."""
+
+    def __init__(self, chat_template="fake", loses=""):
+        self.chat_template, self.loses = chat_template, loses
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking):
+        assert (tokenize, add_generation_prompt, enable_thinking) == (False, True, False)
+        return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
+
+    def __call__(self, text, add_special_tokens=True):
+        return SimpleNamespace(input_ids=[1] * add_special_tokens + [ord(c) for c in text if c not in self.loses])
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize("template, own, plain, hinted", [
+    ("countdown", True, "What is 2+3?\n", "What is 2+3? Hint: Count on from 2.\n"),
+    ("plain", True, "What is 2+3?\n", "What is 2+3?\n\nHint: Count on from 2.\n"),
+    ("qwen-math", True,  # the literal ChatML of the NSR paper even where the tokenizer has a template of its own
+     f"{SYSTEM}You are a helpful assistant.{END}{USER}What is 2+3?\n{BOXED}{END}{ASSISTANT}",
+     f"{SYSTEM}You are a helpful assistant.{END}{USER}What is 2+3?\n\nHint: Count on from 2.\n{BOXED}{END}{ASSISTANT}"),
+    ("guide", False,
+     f"{SYSTEM}{BOXED}{END}{USER}Problem: What is 2+3?{END}{ASSISTANT}",
+     f"{SYSTEM}{BOXED}{END}{USER}Problem: What is 2+3?\n\nHint: Count on from 2.{END}{ASSISTANT}"),
+    ("guide", True,
+     f"[system]{BOXED}[user]Problem: What is 2+3?[assistant]",
+     f"[system]{BOXED}[user]Problem: What is 2+3?\n\nHint: Count on from 2.[assistant]"),
+    ("chat", True,
+     f"[user]What is 2+3?\n{BOXED}[assistant]",
+     f"[user]What is 2+3?\n\nHint: Count on from 2.\n{BOXED}[assistant]"),
+])
+def test_prompt_text(template, own, plain, hinted):
+    tokenizer = FakeTokenizer("fake" if own else None)
+    assert prompt_text(ADD, template, tokenizer) == plain
+    assert prompt_text(ADD, template, tokenizer, hinted=True) == hinted
+    if not own or template in ("countdown", "plain", "qwen-math"):
+        assert prompt_text(ADD, template) == plain  # no tokenizer is needed to look at a literal template
+
+
+def test_chat_instruction_follows_the_domain():
+    texts = [prompt_text(Problem("p", "Q", "A", domain), "chat", FakeTokenizer()) for domain in ("choice", "countdown")]
+    assert texts[0].startswith("[user]Q\nPlease") and "the letter of your answer within \\boxed{}" in texts[0]
+    assert texts[1] == "[user]Q[assistant]"
+
+
+def test_a_whole_hinted_question_replaces_question_and_hint(tmp_path):
+    (problem,) = load(write(tmp_path / "rows.jsonl", [SCHEMAS["guide"][0]]))
+    expected = f"{SYSTEM}{BOXED}{END}{USER}Problem: What is 2+3?\nCount on.{END}{ASSISTANT}"
+    assert prompt_text(problem, "guide", hinted=True) == expected
+
+
+def test_real_chat_template(tokenizer):
+    assert prompt_text(ADD, "chat", tokenizer) == f"{USER}What is 2+3?\n{BOXED}{END}{ASSISTANT}"
+
+
+@pytest.mark.parametrize("template, tokenizer, said", [
+    ("chat", None, "no chat template"), ("chat", FakeTokenizer(None), "no chat template"), ("qwen", None, "qwen-math"),
+])
+def test_bad_template(template, tokenizer, said):
+    with pytest.raises(UserError, match=said):
+        prompt_text(ADD, template, tokenizer)
+
+
+@pytest.mark.parametrize("template, own, bos", [
+    ("countdown", True, True), ("plain", True, True), ("qwen-math", True, True), ("guide", False, True),
+    ("guide", True, False), ("chat", True, False),  # a chat template writes its BOS itself: a second one would be wrong
+])
+def test_render_adds_bos_to_literal_templates_only(template, own, bos):
+    tokenizer = FakeTokenizer("fake" if own else None)
+    ids = render(tokenizer, ADD, template, hinted=True)
+    assert ids == [1] * bos + [ord(c) for c in prompt_text(ADD, template, tokenizer, hinted=True)]
+
+
+def test_encode_leaves_out_what_is_too_long(tokenizer):
+    # One token a letter: "aaaa?\n" is 6, and with "\n\nHint: xy" (10) it is 16.
+    fits = Problem("fits", "aaaa?", "1", hint="xy")
+    hint_too_long = Problem("hint too long", "aaaa?", "1", hint="xyz")
+    too_long = Problem("too long", "a" * 16, "1", hint="x")
+    no_hint = Problem("no hint", "a" * 15, "1")
+    kept, prompts, hinted, counts = encode([too_long, fits, hint_too_long, no_hint], tokenizer, "plain", 16)
+    assert kept == [fits, hint_too_long, no_hint]
+    assert [len(p) for p in prompts] == [6, 6, 16]
+    assert [h and len(h) for h in hinted] == [16, None, None]
+    assert tokenizer.decode(hinted[0]) == "aaaa?\n\nHint: xy\n"
+    assert counts == {"too_long": 1, "hints_too_long": 1}
+    with pytest.raises(UserError, match="longer than 5 tokens"):
+        encode([fits, no_hint], tokenizer, "plain", 5)
+
+
+def test_encode_notices_a_tokenizer_that_loses_text():
+    encode([ADD], FakeTokenizer(loses=" \n"), "plain", 100)  # white space may change: many tokenizers do that
+    with pytest.raises(UserError, match="does not give the prompt of p back"):
+        encode([ADD], FakeTokenizer(loses="+"), "plain", 100)
+
+
+# ---- boxes and hints -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, content", [
+    ("", None),
+    ("the answer is 5", None),
+    (r"so \boxed{5}.", "5"),
+    (r"\boxed{}", ""),
+    (r"\boxed {5}", "5"),
+    (r"\boxed{1}, no: \boxed{2}", "2"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{x, \boxed{y}, \boxed 7}", "x, y, 7"),
+    (r"\boxed{3", None),
+    (r"\boxed{\frac{1}{2}", None),
+    (r"\boxed{3} or \boxed{4", "3"),
+    (r"\boxed{3 or \boxed{4}", "4"),
+    (r"x^{2}} is \boxed{5}", "5"),  # a brace too many before the box
+    (r"so $\boxed 7$.", "7"),
+    (r"so \boxed 7.", "7"),
+    (r"so \boxed 7.5", "7.5"),  # must not pass for 7
+    (r"so \boxed -3, q.e.d.", "-3"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{a\}", None),
+    (r"\boxed{\left\{ \frac{1}{2} \right\}}", r"\left\{ \frac{1}{2} \right\}"),
+    (r"\fboxed{3}", "3"),
+    (r"\boxed{3} in a \fbox{4} and a \mbox{5}", "3"),
+    ("\\boxed{" + "x" * 2000 + "}", "x" * 2000),
+    ("\\boxed{1} \\boxed{" + "x" * 2001 + "}", "1"),  # no answer is that long
+    ("\\boxed{1}" + " " * 200_000, None),  # only the end of an endless completion is read
+])
+def test_last_box(text, content):
+    assert last_box(text) == content
+
+
+@pytest.mark.parametrize("text", [
+    "\\boxed{" * 100_000, "\\boxed " * 100_000, "\\boxed{1}" * 100_000, "\\boxed{" * 20_000 + "}" * 20_000,
+    "\\boxed{" + "{" * 100_000, "\\boxed" + " " * 100_000 + "\\boxed", "\\" * 100_001, "\\boxed{1}" + "{}" * 90_000,
+])
+def test_last_box_takes_linear_time(text):
+    start = time.perf_counter()
+    last_box(text)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("question, solution, answer, hint", [
+    ("Q", "One. Two! Three? Four.", "9", "One. Two!"),
+    ("Q", "One. Two. Three.", "9", "One."),
+    ("Q", "Only one sentence with 9.", "9", None),
+    ("Q", r"It is \boxed{9}. One. Two. Three.", "9", None),  # nothing from the box on
+    ("Q", r"One. It is \boxed{8}. Two. Three. Four. It is \boxed{9}.", "9", "One."),
+    ("Q", "One. It is 9. Two. Three. Four. Five.", "9", "One."),  # nothing from the answer on
+    ("What is 9?", "One. It is 9. Two. Three.", "9", "One. It is 9."),
+    ("Q", "We have 19, 9.5 and 0.9 here. So it is 9.", "9", "We have 19, 9.5 and 0.9 here."),  # other numbers
+    ("Q", r"It is $\dfrac{ 1 }{2}$ then. One.", r"\frac{1}{2}", None),  # the same answer in other clothes
+    ("Q", "Let $a. b$ be one. Two.", "9", "Let $a. b$ be one."),  # a full stop in a formula ends no sentence
+    ("Q", "[asy] draw. me. [/asy] One. Two.", "9", "One."),
+    ("Q", r"Write $2\cdot9$ first. One.", "9", None),  # MATH writes its prime factors so
+    ("Q", "He has 1,250 now. One.", "1250", None),  # GSM8K: the gold has lost its comma
+    ("Solve $x - 3 = y$.", "So $x = -3$ first. One.", "-3", None),  # the question's minus is not a sign
+])
+def test_solution_hint(question, solution, answer, hint):
+    assert solution_hint(question, solution, answer) == hint
+
+
+def holds(text, answer):
+    """Whether the answer stands in the text; on purpose not data.holds_answer."""
+    if re.fullmatch(r"-?\d+(\.\d+)?", answer):
+        text = re.sub(r"\\[A-Za-z]+|\$", " ", text)
+        return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w|\.\d)", text) is not None
+    text, answer = (re.sub(r"\s", "", s) for s in (text, answer))
+    return len(answer) > 5 and re.search(rf"(?<!\d){re.escape(answer)}", text) is not None
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
+def test_hints_of_real_solutions_give_nothing_away():
+    problems = load(str(SHARED / "math_train.parquet"))[:1000]
+    hinted = [p for p in problems if p.hint]
+    assert 750 < len(hinted) < 950  # the README's figure is 87 %
+    assert [p.id for p in hinted if "boxed" in p.hint] == []
+    assert [(p.id, p.answer) for p in hinted if holds(p.hint, p.answer) and not holds(p.question, p.answer)] == []
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
+@pytest.mark.parametrize("file, count, domain", [
+    ("math_train.parquet", 7498, "math"),  # two published rows have an empty box
+    ("aime2024_test.jsonl", 30, "math"), ("aime2025_test.parquet", 30, "math"), ("amc23_test.parquet", 40, "math"),
+    ("gsm8k_test.jsonl", 1319, "math"), ("math500_test.jsonl", 500, "math"), ("olympiadbench_test.jsonl", 675, "math"),
+    ("scibench.jsonl", 580, "math"), ("mmlu_stem_test.jsonl", 3018, "choice"), ("humaneval_test.jsonl", 164, "code"),
+])
+def test_real_files(file, count, domain):
+    problems = load(str(SHARED / file))
+    assert len(problems) == len({p.id for p in problems}) == count
+    assert {p.domain for p in problems} == {domain}
+
+
+# ---- the order of problems -------------------------------------------------------------------------------------------
+
+def test_draw_epochs_are_permutations():
+    drawn = [i for step in range(21) for i in draw(7, 3, step, seed=0)]  # 63 = 9 epochs of 7, steps across their borders
+    epochs = [tuple(drawn[i : i + 7]) for i in range(0, 63, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(epochs)) == 9  # reshuffled each time
+    assert draw(7, 63, 0, seed=0) == drawn  # a step may be longer than an epoch
+
+
+def test_draw_is_pure_and_depends_on_seed_and_stream():
+    assert draw(1000, 20, 5, 3, 1) == draw(1000, 20, 5, 3, 1)
+    draws = [draw(1000, 20, 5, seed, stream) for seed in (0, 1) for stream in (0, 1)]
+    assert len({tuple(d) for d in draws}) == 4

@@ -1,0 +1,199 @@
+"""The sampler against the model it samples from, pass@k against brute force, the comparison against hand-made results."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from data import UserError
+from evaluate import Sampler, comparison, curve, decompose, evaluate, pass_at_k, plot, sampling_logprobs
+from grpo import pad, token_logprobs
+from verify import Verifier
+
+MODEL = "assets/countdown"
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return Sampler(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    problems = data.load("countdown", "test", limit=6)
+    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]  # of two lengths
+
+
+def rows(prompts, groups):
+    return [(p, s) for p, group in zip(prompts, groups) for s in group]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_a_forward_pass(sampler, model, prompts, temperature):
+    # Groups of unequal length in one batch: an accelerator pads on the left, so make this sampler do the same.
+    for device_type in ("cpu", "padded"):
+        batches = [[(i, 4) for i in range(6)]] if device_type == "padded" else list(sampler._batches(prompts, 4, 16))
+        assert len(batches) == (1 if device_type == "padded" else 2)
+        for batch in batches:
+            samples = sampler._generate_batch([prompts[i] for i, _ in batch], [n for _, n in batch], temperature, 16, 1.0, 0,
+                                              torch.Generator().manual_seed(0))
+            owners = [prompts[i] for i, n in batch for _ in range(n)]
+            logp_NT, _, mask_NT = token_logprobs(model, *pad(owners, [s.ids for s in samples], "cpu"), temperature)
+            for row, mask, sample in zip(logp_NT, mask_NT, samples):
+                assert len(sample.logprobs) == len(sample.ids) == mask.sum()
+                torch.testing.assert_close(row[mask], torch.tensor(sample.logprobs), atol=1e-4, rtol=0)
+
+
+def test_order_and_number_of_samples(sampler, prompts, tokenizer):
+    groups = sampler.generate(prompts, 5, 1.0, 16, seed=0)
+    assert [len(group) for group in groups] == [5] * 6
+    # A response to a hinted prompt starts with the hinted move nearly always: the groups are those of their prompts.
+    hints = [tokenizer.decode(p).split("start with ")[1].rstrip(".\n") for p in prompts[::2]]
+    starts = [[tokenizer.decode(s.ids).startswith(hint) for s in group] for hint, group in zip(hints, groups[::2])]
+    assert np.mean(starts) > 0.8
+
+
+def test_small_cache_splits_groups_and_keeps_the_order(prompts):
+    small = Sampler(MODEL, device="cpu", cache_tokens=100)  # three or four rows at once
+    groups = small.generate(prompts, 7, 0.0, 16, seed=0)
+    whole = Sampler(MODEL, device="cpu").generate(prompts, 7, 0.0, 16, seed=0)
+    assert [[s.ids for s in g] for g in groups] == [[s.ids for s in g] for g in whole]
+
+
+def test_same_seed_same_tokens_and_the_global_random_state_is_untouched(sampler, prompts):
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = sampler.generate(prompts, 4, 1.0, 16, seed=(3, 1))
+    assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpy_state).all()
+    torch.manual_seed(99)  # whatever the trainer does with its own state
+    ids = [s.ids for _, s in rows(prompts, first)]
+    assert ids == [s.ids for _, s in rows(prompts, sampler.generate(prompts, 4, 1.0, 16, seed=(3, 1)))]
+    assert ids != [s.ids for _, s in rows(prompts, sampler.generate(prompts, 4, 1.0, 16, seed=(3, 2)))]
+
+
+def test_eos_is_part_of_a_finished_response_and_of_no_other(sampler, prompts, tokenizer):
+    for _, sample in rows(prompts, sampler.generate(prompts, 8, 1.0, 16, seed=0)):
+        assert sample.finished == (sample.ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in sample.ids[:-1]
+    for _, sample in rows(prompts, sampler.generate(prompts, 8, 1.0, 5, seed=0)):  # a trace takes 10 tokens or more
+        assert not sample.finished and len(sample.ids) == 5
+
+
+def test_frequencies_are_the_models_probabilities(sampler, model, prompts):
+    n = 4096
+    tokens = [s.ids[0] for s in sampler.generate(prompts[1:2], n, 0.7, 1, seed=5)[0]]
+    p = (model(torch.tensor(prompts[1:2])).logits[0, -1] / 0.7).softmax(-1).detach()
+    for token in p.topk(5).indices.tolist():
+        error = math.sqrt(p[token] * (1 - p[token]) / n)
+        assert abs(tokens.count(token) / n - p[token].item()) < 4.5 * error
+
+
+def test_temperature_zero_is_greedy(sampler, model, prompts):
+    (sample,) = sampler.generate(prompts[:1], 1, 0.0, 16, seed=0)[0]
+    logits = model(torch.tensor([prompts[0] + sample.ids])).logits[0]
+    assert logits[len(prompts[0]) - 1 : -1].argmax(-1).tolist() == sample.ids
+
+
+def test_top_p_and_top_k_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    p = sampling_logprobs(logits, 1.0, top_p=0.7).exp()[0]  # 0.5 does not reach 0.7, 0.5 + 0.3 does
+    torch.testing.assert_close(p, torch.tensor([0.5 / 0.8, 0.3 / 0.8, 0, 0]))
+    torch.testing.assert_close(sampling_logprobs(logits, 1.0, top_k=1).exp()[0], torch.tensor([1.0, 0, 0, 0]))
+    squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
+    torch.testing.assert_close(sampling_logprobs(logits, 0.5).exp()[0], squared / squared.sum())
+
+
+def test_update_takes_over_all_weights_and_refuses_a_part(model, prompts):
+    sampler = Sampler(MODEL, device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+
+    def gap():
+        samples = rows(prompts, sampler.generate(prompts, 2, 1.0, 16, seed=0))
+        logp_NT, _, mask_NT = token_logprobs(model, *pad([p for p, _ in samples], [s.ids for _, s in samples], "cpu"), 1.0)
+        return max((r[m] - torch.tensor(s.logprobs)).abs().max().item() for r, m, (_, s) in zip(logp_NT, mask_NT, samples))
+
+    assert gap() > 0.05  # stale
+    sampler.update(model.named_parameters())
+    assert gap() < 1e-4
+    with pytest.raises(AssertionError, match="no new weights"):
+        sampler.update(list(model.named_parameters())[:-1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        samples = [True] * c + [False] * (n - c)
+        subsets = list(itertools.combinations(samples, k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased_and_exact_at_256():
+    assert pass_at_k([256, 256], [0, 1], 256).tolist() == [0.0, 1.0]
+    assert pass_at_k(256, 1, 64) == pytest.approx(0.25)
+    # over the binomial distribution of c, the estimate's mean is 1 - (1 - p)^k
+    n, k, p = 12, 5, 0.3
+    mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
+    assert mean == pytest.approx(1 - 0.7**5, abs=1e-12)
+    for bad in ((4, 2, 5), (4, 5, 1), (4, 2, 0)):
+        with pytest.raises(ValueError):
+            pass_at_k(*bad)
+
+
+def result(counts, n=4):
+    return {"problems": [{"id": str(i), "n": n, "c": c, "mean_length": 1.0} for i, c in enumerate(counts)]}
+
+
+def test_decomposition_is_exact_and_additive():
+    base, trained = result([0, 0, 1, 4]), result([2, 0, 3, 3])
+    split = decompose(base, trained)
+    assert split["change"] == pytest.approx((8 - 5) / 16)
+    assert split["capability_gain"] == pytest.approx(2 / 16)  # problem 0
+    assert split["self_distillation"] == pytest.approx((2 - 1) / 16)  # problem 2 up by 2, problem 3 down by 1
+    assert (split["base_solved"], split["base_unsolved"], split["base_unsolved_now_solved"]) == (2, 2, 1)
+    assert "+0.188" in comparison(base, trained)
+    other = result([0, 0, 1, 4])
+    other["problems"][0]["id"] = "another"
+    with pytest.raises(UserError, match="different problems"):
+        decompose(base, other)
+
+
+def test_curve_has_a_band_around_the_mean(tmp_path):
+    points = curve(result([0, 1, 2, 4] * 25))
+    assert [k for k, *_ in points] == [1, 2, 4]
+    assert points[0][1] == pytest.approx(7 / 16)
+    assert all(low < mean < high for _, mean, low, high in points)
+    plot({"base": result([0, 1]), "trained": result([1, 2])}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
+    problems = data.load("countdown", "test", limit=8)
+    problems, prompts, _, _ = data.encode(problems, tokenizer, "countdown", 64)
+    out = evaluate(sampler, tokenizer, problems, prompts, Verifier(1), 16, 1.0, 16, seed=1)
+    assert [row["id"] for row in out["problems"]] == [p.id for p in problems]
+    assert sum(row["c"] for row in out["problems"]) == out["verdicts"]["right"] > 0
+    assert sum(out["verdicts"].values()) == 8 * 16
+
+
+def test_command_line(tmp_path):
+    def run(*args):
+        return subprocess.run([sys.executable, "evaluate.py", *map(str, args)], capture_output=True, text=True)
+
+    for name, extra in (("plain", []), ("hinted", ["--hinted"])):
+        done = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1, "--max-tokens", 16,
+                   "--out", tmp_path / f"{name}.json", *extra)
+        assert done.returncode == 0, done.stderr
+    plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
+    assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
+    assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # the Guide paper's second claim
+    done = run("--compare", tmp_path / "plain.json", tmp_path / "hinted.json", "--plot", tmp_path / "out.png")
+    assert done.returncode == 0 and "self-distillation" in done.stdout and (tmp_path / "out.png").exists()
+    done = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,242 @@
+"""Whole runs of every script: what they leave, that a resumed run is the same run, what a user's mistakes lead to."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import grpo
+from data import UserError
+from evaluate import command_line
+
+SCRIPTS = ["grpo", "guide_grpo"]
+SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def command(script: str, **args) -> list[str]:
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in args.items()]
+    return [sys.executable, f"{script}.py", *flags]
+
+
+def run(script: str, **args) -> subprocess.CompletedProcess:
+    return subprocess.run(command(script, **args), capture_output=True, text=True, timeout=300)
+
+
+def train(script: str, **args) -> Path:
+    """The same in this process, which saves the seconds of the imports."""
+    module = import_module(script)
+    resumed = json.loads((Path(args["resume"]) / "args.json").read_text()) if "resume" in args else SMALL
+    return module.main(module.Args(**{**resumed, **args}))
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "final/model.safetensors")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+    for one, other in zip(metrics(a), metrics(b), strict=True):
+        assert {k: v for k, v in one.items() if not k.startswith("time/")} == {
+            k: v for k, v in other.items() if not k.startswith("time/")
+        }
+    assert (a / "rollouts.jsonl").read_text() == (b / "rollouts.jsonl").read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_steps_from_the_command_line(script, tmp_path, tokenizer):
+    run_dir = tmp_path / "run"
+    done = run(script, **SMALL, run_dir=run_dir)
+    assert done.returncode == 0, done.stderr
+    assert "pass@8" in done.stdout and "self-distillation" in done.stdout and done.stdout.splitlines()[-1].startswith("done: ")
+    left = "args.json checkpoint curves.png eval_base.json eval_trained.json final metrics.jsonl rollouts.jsonl"
+    assert sorted(p.name for p in run_dir.iterdir()) == left.split()
+    assert [m["step"] for m in metrics(run_dir)] == [1, 2]
+    for m in metrics(run_dir):
+        assert sum(m[f"verify/{why}"] for why in ("right", "wrong", "no_answer", "timeout", "error")) == 16
+        assert all(math.isfinite(v) for v in m.values()) and m["train/lr"] == 1e-4
+        assert m["engine/gap_max"] < 1e-4 and m["train/clip_fraction"] == 0  # on-policy
+    before = load_file("assets/countdown/model.safetensors")
+    assert any(not torch.equal(before[k], v) for k, v in weights(run_dir).items())
+    rollout = json.loads((run_dir / "rollouts.jsonl").read_text().splitlines()[0])
+    assert {"step", "prompt", "sampled_from", "completion", "verdict", "guided"} <= rollout.keys()
+
+
+def test_help_shows_the_header_and_every_comment():
+    done = subprocess.run([sys.executable, "guide_grpo.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "arXiv 2506.13923" in done.stdout and "adamw" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resumed_run_is_the_same_run(script, tmp_path):
+    # everything that could be forgotten: several updates a step, a reference model, warm-up, refilled groups
+    args = {"mini_batches": 2, "beta": 0.01, "warmup": 4, "filter_rounds": 1, "eval_every": 3, "keep": 1}
+    whole = train(script, **args, steps=6, run_dir=str(tmp_path / "whole"))
+    half = train(script, **args, steps=3, run_dir=str(tmp_path / "half"))
+    torch.manual_seed(12345)
+    with open(half / "metrics.jsonl", "a") as file:  # a line of a step after the checkpoint, and a torn one
+        file.write('{"step": 4, "rollout/reward": 9}\n{"step": 5, "rollo')
+    assert_same_run(whole, train(script, resume=str(half), steps=6))
+    assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006.pt"]
+
+
+def test_resume_after_kill_9(tmp_path):
+    args = {**SMALL, "steps": 6, "eval_every": 0}
+    whole = train("guide_grpo", **args, run_dir=str(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command("guide_grpo", **args, run_dir=killed), **QUIET)
+    while not (killed / "checkpoint/step-000003.pt").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    (killed / "checkpoint/step-000099.pt.part").write_bytes(b"torn")  # as if the kill had come while writing
+    done = run("guide_grpo", resume=killed)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+    run_dir = tmp_path / "run"
+    args = {**SMALL, "steps": 5000, "eval_every": 0, "save_every": 0}
+    out = open(tmp_path / "out", "w+")
+    process = subprocess.Popen(command("guide_grpo", **args, run_dir=run_dir), stdout=out, stderr=subprocess.DEVNULL)
+    while not (run_dir / "metrics.jsonl").exists() or not metrics(run_dir):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    steps = len(metrics(run_dir))
+    out.seek(0)
+    assert out.read().splitlines()[-1] == (
+        f"stopped by {number.name} after step {steps}; go on with: python guide_grpo.py --resume {run_dir}"
+    )
+    assert (run_dir / f"checkpoint/step-{steps:06d}.pt").exists()
+
+
+def test_micro_batches_do_not_change_a_step(tmp_path):
+    finals = []
+    for micro_tokens in (1, 60, 100_000):
+        run_dir = str(tmp_path / str(micro_tokens))
+        train("guide_grpo", run_dir=run_dir, steps=1, prompts=8, eval_every=0, micro_tokens=micro_tokens, lr=1e-3)
+        finals.append(torch.cat([w.flatten() for w in weights(Path(run_dir)).values()]))
+    start = torch.cat([w.flatten() for w in load_file("assets/countdown/model.safetensors").values()])
+    assert (finals[0] - start).abs().max() > 5e-4
+    # Adam's first step is lr * g / (|g| + eps): compare where the gradient is no rounding error
+    for other in finals[1:]:
+        assert ((finals[0] - other).abs() > 1e-5).float().mean() < 1e-3
+
+
+def test_without_any_signal_nothing_moves_and_the_metrics_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "never.py").write_text("def right(completion, problem):\n    return False\n")
+    sys.path.insert(0, str(tmp_path))
+    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right", filter_rounds=2)
+    (m,) = metrics(run_dir)
+    assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["verify/wrong"] == 3 * 16 and m["guide/failed"] == 1
+    before = load_file("assets/countdown/model.safetensors")
+    assert all(torch.equal(before[k], v) for k, v in weights(run_dir).items())
+
+
+def test_math_rows_with_hints_from_their_solutions(tmp_path):
+    solution = "Doubling is adding a number to itself. So \\boxed{%d}."
+    rows = [{"problem": f"What is {i}+{i}?", "solution": solution % (2 * i)} for i in range(40)]
+    file = tmp_path / "math.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), data=str(file), template="guide", steps=1)
+    shown = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    guided = [row for row in shown if row["guided"]]
+    assert guided and "Hint: Doubling is adding" in guided[0]["sampled_from"] and "Hint" not in guided[0]["prompt"]
+    assert guided[0]["verdict"] == "no answer" and guided[0]["prompt"].startswith("<|im_start|>system\nPlease reason")
+    assert not (run_dir / "eval_base.json").exists()  # a file has no test split
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train("grpo", run_dir=str(tmp_path_factory.mktemp("runs") / "run"), steps=1)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ({"data": "nothing.jsonl"}, "no such file: nothing.jsonl"),
+        ({"data": "{tmp}/columns.jsonl"}, "no problem can be read from the columns ['a', 'b']"),
+        ({"data": "{tmp}/golds.jsonl", "template": "plain"}, "do not verify against themselves"),
+        ({"n": 1}, "--n 1: GRPO compares the samples of a prompt with each other"),
+        ({"max_prompt": 5}, "longer than 5 tokens: raise --max-prompt"),
+        ({"prompts": 5, "mini_batches": 2}, "--prompts 5 does not divide into --mini-batches 2"),
+        ({"run_dir": "{tmp}/columns.jsonl/run"}, "cannot write to the run folder"),
+        ({"run_dir": "{finished}"}, "holds a run already: go on with --resume"),
+        ({"resume": "{tmp}"}, "give the folder of a run"),
+        ({"resume": "{finished}", "lr": 0.5}, "a resumed run keeps its args: --lr was 0.0001"),
+        ({"model": "no_such_model"}, "--model no_such_model is neither a folder"),
+        ({"verifier": "no_such_module:f"}, "--verifier no_such_module:f"),
+    ],
+)
+def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypatch):
+    (tmp_path / "columns.jsonl").write_text('{"a": 1, "b": 2}\n')
+    (tmp_path / "golds.jsonl").write_text('{"question": "1+1?", "answer": "\\\\frac{}{"}\n')
+    args = {key: str(value).format(tmp=tmp_path, finished=finished) for key, value in args.items()}
+    if "resume" not in args:
+        args = {**SMALL, "run_dir": tmp_path / "run", **args}
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    monkeypatch.setattr(sys, "argv", command("grpo", **args)[1:])
+    with pytest.raises(SystemExit) as exit:
+        command_line(grpo.main, grpo.Args)
+    assert str(exit.value.code).startswith("error: ") and message in exit.value.code and "\n" not in exit.value.code
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # nothing of another run is touched
+
+
+def test_a_users_mistake_ends_the_process_with_code_1():
+    done = run("grpo", n=1)
+    assert done.returncode == 1 and done.stderr.startswith("error: --n 1: ") and "Traceback" not in done.stderr
+
+
+def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    grpo.save_checkpoint(tmp_path, 1, model, optimizer, keep=2)
+    before = (tmp_path / "checkpoint/step-000001.pt").read_bytes()
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file: No space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="make room, then go on with --resume"):
+        grpo.save_checkpoint(tmp_path, 2, model, optimizer, keep=2)
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-000001.pt"]
+    assert (tmp_path / "checkpoint/step-000001.pt").read_bytes() == before
+
+
+def test_default_args_are_the_ones_of_the_readme():
+    args = dataclasses.asdict(import_module("guide_grpo").Args())
+    assert args["guided_group"] == "union" and args["guide_ratio"] == "shaped" and args["mini_batches"] == 1
+
+
+@pytest.mark.slow
+def test_thirty_steps_of_guide_grpo_raise_held_out_pass_at_1(tmp_path):
+    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=30, prompts=32, n=8, eval_problems=256, eval_n=32,
+                    eval_every=0, save_every=0)
+    before, after = (
+        np.array([row["c"] / row["n"] for row in json.loads((run_dir / f"eval_{name}.json").read_text())["problems"]])
+        for name in ("base", "trained")
+    )
+    error = (after - before).std(ddof=1) / math.sqrt(len(before))
+    assert (after - before).mean() > 3 * error, f"pass@1 {before.mean():.3f} -> {after.mean():.3f}, standard error {error:.3f}"
+    assert os.path.getsize(run_dir / "curves.png") > 10_000

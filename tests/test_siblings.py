@@ -1,0 +1,61 @@
+"""`diff grpo.py guide_grpo.py` is the paper: what two scripts share is the same text, and the difference stays small."""
+
+import ast
+import difflib
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = ["grpo.py", "guide_grpo.py"]
+ALGORITHM = {"Args", "policy_loss", "main"}  # what a script exists to change
+DIFFS = [("grpo.py", "guide_grpo.py")]
+MOST_CHANGED_LINES = 80
+
+
+def definitions(path: str) -> dict[str, str]:
+    source = Path(path).read_text()
+    nodes = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return {n.name: "".join(source.splitlines(keepends=True)[n.lineno - 1 : n.end_lineno]) for n in nodes}
+
+
+def banners(path: str) -> list[str]:
+    return [line.split()[2] for line in Path(path).read_text().splitlines() if line.startswith("# ---- ")]
+
+
+def test_definitions_of_the_same_name_are_the_same_text():
+    texts: dict[str, dict[str, str]] = {}
+    for script in SCRIPTS:
+        for name, text in definitions(script).items():
+            texts.setdefault(name, {})[script] = text
+    drifted = [name for name, of in texts.items() if name not in ALGORITHM and len(set(of.values())) > 1]
+    assert not drifted, f"these differ between {SCRIPTS}: carry the change over to every sibling"
+
+
+@pytest.mark.parametrize("a, b", DIFFS)
+def test_diff_is_small(a, b, capsys):
+    lines = difflib.unified_diff(Path(a).read_text().splitlines(), Path(b).read_text().splitlines(), n=0, lineterm="")
+    changed = sum(line[0] in "+-" and not line.startswith(("+++", "---")) for line in lines)
+    with capsys.disabled():
+        print(f"\n  diff {a} {b}: {changed} changed lines")
+    assert changed <= MOST_CHANGED_LINES
+
+
+def test_sections_come_in_the_same_order():
+    order = ["args", "policy", "rollout", "guidance", "advantage", "loss", "checkpoint", "main"]
+    for script in SCRIPTS:
+        assert banners(script) == [name for name in order if name != "guidance" or script.startswith("guide")]
+
+
+def test_line_counts_are_reported(capsys):
+    counts = {path: len(Path(path).read_text().splitlines()) for path in [*SCRIPTS, "data.py", "verify.py", "evaluate.py"]}
+    with capsys.disabled():
+        print("\n  lines:", ", ".join(f"{path} {n}" for path, n in counts.items()))
+    assert all(n < 550 for n in counts.values()), "a file that nobody reads in one go: take something out"
+
+
+def test_no_script_imports_another():
+    for script in SCRIPTS:
+        tree = ast.parse(Path(script).read_text())
+        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        imported |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        assert not imported & {Path(s).stem for s in SCRIPTS}

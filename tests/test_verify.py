@@ -1,0 +1,344 @@
+"""Verdicts against a table worked by hand, and workers that survive whatever a completion does to them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+import verify
+from data import Problem, UserError
+from verify import RIGHT, WRONG, Verifier, check_golds, choice_verdict, countdown_verdict, normalise, quick_verdict, rational
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared/data"
+
+
+def math(gold: str) -> Problem:
+    return Problem("m", "Q", gold)
+
+
+def countdown(*numbers: int, target: int) -> Problem:
+    return Problem("c", "Q", str(target), "countdown", meta={"numbers": list(numbers), "target": target})
+
+
+def whys(verifier, pairs) -> list[str]:
+    return [v.why for v in verifier.score([c for c, _ in pairs], [p for _, p in pairs])]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2) as verifier:
+        yield verifier
+
+
+# ---- decided at once -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("numbers, target, completion, why", [
+    ((3, 7, 12), 33, "7*3=21\n21+12=33\n", "right"),
+    ((3, 7, 12), 33, " 3*7=21 \n12+21=33", "right"),
+    ((5, 5, 10), 20, "5+5=10\n10+10=20", "right"),  # equal numbers are different things
+    ((12, 3, 6), 24, "12/3=4\n4*6=24", "right"),
+    ((3, 7, 12), 33, "7*3=20\n20+12=32", "wrong"),  # wrong arithmetic
+    ((3, 7, 12), 33, "7*3=21\n21+12=34", "wrong"),
+    ((3, 7, 12), 32, "7*3=20\n20+12=32", "wrong"),  # ... that reaches the target
+    ((3, 7, 12), 36, "8*3=24\n24+12=36", "wrong"),  # 8 is not at hand
+    ((3, 7, 12), 33, "7*3=21\n20+13=33", "wrong"),
+    ((3, 7, 12), 49, "7*7=49", "wrong"),  # 7 is there once
+    ((3, 7, 12), 33, "7*3=21\n21+7=28\n28+12=40", "wrong"),  # 7 is used up
+    ((3, 7, 12), 33, "7+3=10\n10+12=22\n", "wrong"),  # another target
+    ((3, 7, 12), 33, "7*3=21\n", "wrong"),  # a move is missing
+    ((3, 7, 12), 21, "7*3=21\n", "wrong"),  # the target too early: 12 is not used
+    ((3, 7, 12), 33, "7*3=21\n21+12=33\n33*1=33", "wrong"),
+    ((3, 7, 12), 33, "7*3=21\n21+12=33\nSo it is 33.", "no answer"),
+    ((15, 5, 15), 60, "15*5=75\n75-15=60", "wrong"),  # 75 > 60 on the way
+    ((7, 7, 20), 20, "7-7=0\n20+0=20", "wrong"),  # 0 on the way
+    ((7, 3, 12), 14, "7/3=2\n12+2=14", "wrong"),  # 7/3 is no integer
+    ((7, 3, 12), 14, "7/0=1", "wrong"),
+    ((3, 7, 12), 33, "7*3=21 21+12=33", "no answer"),
+    ((3, 7, 12), 33, "3-7=-4\n", "no answer"),
+    ((3, 7, 12), 33, "The answer is 33.", "no answer"),
+    ((3, 7, 12), 33, "\n", "no answer"),
+    ((3, 7, 12), 33, "", "no answer"),
+])
+def test_countdown(numbers, target, completion, why):
+    assert countdown_verdict(completion, countdown(*numbers, target=target)).why == why
+
+
+@pytest.mark.parametrize("answer, normal", [
+    (r" $\dfrac12$. ", r"\frac12"),
+    (r"\left( 3,\, \tfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
+    (r"\left\{ 1 \right\}", r"\{1\}"),
+    (r"1\,250", "1250"),
+    ("−5", "-5"),  # U+2212
+    (r"a \rightarrow b", r"a\rightarrowb"),  # \right is only the beginning of another macro
+    ("", ""),
+])
+def test_normalise(answer, normal):
+    assert normalise(answer) == normal
+
+
+@pytest.mark.parametrize("answer, value", [
+    ("073", 73), ("-5", -5), ("+5", 5), ("65.", 65), (".5", Fraction(1, 2)), ("0.50", Fraction(1, 2)),
+    ("1,250.5", Fraction(2501, 2)), ("-1,250,000", -1_250_000), ("28675710", 28675710),
+    ("3/6", Fraction(1, 2)), ("-3/6", Fraction(-1, 2)), (r"\frac12", Fraction(1, 2)), (r"-\frac{3}{6}", Fraction(-1, 2)),
+    (r"\frac{-3}{6}", Fraction(-1, 2)), (r"-\frac{-3}{6}", Fraction(1, 2)), (r"\frac1{23}", Fraction(1, 23)),
+    ("1,25", None), ("12,50,000", None), ("1,2", None), ("(1,250)", None), ("1.2.3", None), ("1e3", None), (r"\frac123", None),
+    ("1/0", None), (r"\frac{1}{0}", None), (r"\frac10", None), ("2x", None), ("", None), ("-", None), ("9" * 5000, None),
+])
+def test_rational(answer, value):
+    assert rational(answer) == value
+
+
+@pytest.mark.parametrize("answer, gold, verdict", [
+    ("0.5", "1/2", RIGHT), (r"\dfrac{1}{2}", r"\frac12", RIGHT), ("$073$", "73", RIGHT), ("1,250", "1250", RIGHT),
+    (r"1\,250", "1250", RIGHT), ("12 345", "12345", RIGHT), (r"-\frac{3}{6}", "-0.5", RIGHT), ("x + 1", "x+1", RIGHT),
+    (r"\left(1, 2\right)", "(1,2)", RIGHT), ("9" * 4000, "9" * 4000, RIGHT),
+    ("28675710", "28675711", WRONG), ("0.333333", "1/3", WRONG), ("5", "-5", WRONG), ("0.28", "28", WRONG),
+    ("x+1", "1+x", None), ("(1,2)", "(2,1)", None), ("1/0", "2/0", None), ("", "5", None), ("9" * 4000, "9" * 4001, None),
+])
+def test_quick_verdict(answer, gold, verdict):
+    assert quick_verdict(answer, gold) == verdict
+
+
+@pytest.mark.parametrize("answer, gold", [
+    ("1 1/2", "11/2"),  # a mixed number: one and a half
+    ("1, 234", "1234"), ("2, 125", "2125"),  # a list of two numbers
+    ("3 4", "34"), (r"3\ 4", "34"),
+])
+def test_quick_verdict_keeps_numbers_apart(answer, gold):
+    assert quick_verdict(answer, gold) != RIGHT
+
+
+def test_quick_verdict_is_not_slow_on_long_answers():
+    start = time.perf_counter()
+    for answer in ("1" * 200_000, "1," * 100_000, "1 " * 100_000, "\\frac" * 40_000, "\\left" * 40_000, "$" * 200_000):
+        quick_verdict(answer, "2" * 200_000)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("box, why", [
+    ("B", "right"), ("b", "right"), ("(B)", "right"), ("B.", "right"), (r"\text{(B)}", "right"), (r"\mathbf{B}", "right"),
+    ("A", "wrong"), ("AB", "wrong"), ("A, B", "wrong"), ("", "wrong"), ("2", "wrong"),
+])
+def test_choice(box, why):
+    problem = Problem("p", "Q", "B", "choice")
+    assert choice_verdict(f"B \\boxed{{{box}}} B", problem).why == why
+    assert choice_verdict(box, problem).why == "no answer"
+
+
+# ---- mathematics in the workers --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("answer, gold, why", [
+    ("1+x", "x+1", "right"), (r"3\sqrt{2}", r"\sqrt{18}", "right"), ("x^2+2x+1", "(x+1)^2", "right"),
+    (r"0.5\pi", r"\frac{\pi}{2}", "right"), (r"\{2, 1\}", r"\{1, 2\}", "right"), ("x = 5", "5", "right"),
+    (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}", "right"), ("1/0", "1/0", "right"),
+    ("x+2", "x+1", "wrong"), (r"1.414", r"\sqrt{2}", "wrong"), ("(1,2)", "(2,1)", "wrong"), ("[0,2)", "(0,2]", "wrong"),
+    (r"\{1, 2\}", r"\{1, 2, 3\}", "wrong"), (r"\pi", r"2\pi", "wrong"), ("", "5", "wrong"), ("1/0", "5", "wrong"),
+    ("9" * 1900, "x", "wrong"),
+])
+def test_math(verifier, answer, gold, why):
+    assert whys(verifier, [(f"So \\boxed{{{answer}}}.", math(gold))]) == [why]
+
+
+def test_no_box_is_no_answer(verifier):
+    assert whys(verifier, [("x+1", math("x+1")), ("\\boxed{x+1", math("x+1")), ("", math("x+1"))]) == ["no answer"] * 3
+
+
+def test_order_is_kept_in_a_mixed_batch(verifier):
+    choice, trace = Problem("b", "Q", "B", "choice"), countdown(3, 7, 12, target=33)
+    batch = [
+        (r"\boxed{1+x}", math("x+1"), "right"), ("7*3=21\n21+12=33", trace, "right"), (r"\boxed{B}", choice, "right"),
+        (r"\boxed{x+2}", math("x+1"), "wrong"), ("7*3=21", trace, "wrong"), (r"\boxed{A}", choice, "wrong"),
+        ("x+1", math("x+1"), "no answer"), ("33", trace, "no answer"), ("B", choice, "no answer"),
+        (r"\boxed{5}", math("5.0"), "right"), (r"\boxed{\sqrt{8}}", math(r"2\sqrt{2}"), "right"),
+    ]
+    for rows in (batch, batch[::-1]):
+        assert whys(verifier, [(c, p) for c, p, _ in rows]) == [why for _, _, why in rows]
+
+
+def test_equal_questions_are_asked_once(verifier, monkeypatch):
+    def send(self, task, request, time_limit):
+        sent.append(request)
+        real(self, task, request, time_limit)
+
+    sent, real = [], verify.Worker.send
+    monkeypatch.setattr(verify.Worker, "send", send)
+    pairs = [(f"Way {i}: \\boxed{{1+x}}", math("x+1")) for i in range(6)] + [(r"\boxed{x+2}", math("x+1"))]
+    assert whys(verifier, pairs) == ["right"] * 6 + ["wrong"]
+    assert len(sent) == 2
+
+
+def test_unknown_domain(verifier):
+    with pytest.raises(UserError, match="poetry"):
+        verifier.score(["x"], [Problem("p", "Q", "A", "poetry")])
+
+
+# ---- a verifier of the user's own ------------------------------------------------------------------------------------
+
+OWN = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+def check(completion, problem):
+    if completion == "raise":
+        raise RuntimeError("as asked")
+    if completion == "sys.exit":
+        sys.exit(0)
+    if completion == "os._exit":
+        os._exit(1)
+    if completion == "sleep":
+        time.sleep(60)
+    if completion == "print":
+        print("1")
+    if completion == "echo":
+        os.system("echo 1")
+    if completion == "child":
+        child = subprocess.Popen(["sleep", "60"])
+        Path("child").write_text(str(child.pid))
+        child.wait()
+    return completion == problem.answer
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_verifier.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # load_function adds the working folder
+    with Verifier(workers=1, time_limit=1.0, custom="own_verifier:check") as verifier:
+        yield verifier
+
+
+@pytest.mark.parametrize("completion, why", [
+    ("raise", "error"), ("sys.exit", "error"), ("os._exit", "error"), ("sleep", "timeout"),
+    ("print", "wrong"), ("echo", "wrong"),  # what it writes to standard output is not a verdict
+])
+def test_own_verifier_and_what_comes_after(own, completion, why):
+    after = [("1", math("1")), ("1", math("2")), ("3", math("3"))]
+    assert whys(own, [(completion, math("x")), *after]) == [why, "right", "wrong", "right"]
+    assert whys(own, after[::-1]) == ["right", "wrong", "right"]  # nothing is left over in the next batch
+
+
+def test_own_verifier_knows_the_whole_problem(tmp_path, monkeypatch):
+    (tmp_path / "own_whole.py").write_text("def same(completion, problem): return completion == repr(problem)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    problem = Problem("p", "½?", "1", "of my own", "hint", "solution", {"numbers": [1, 2]})
+    with Verifier(1, custom="own_whole:same") as verifier:
+        assert whys(verifier, [(repr(problem), problem), ("", problem)]) == ["right", "wrong"]
+        assert check_golds([problem], verifier) == [problem]  # only it knows what a right completion looks like
+
+
+@pytest.mark.parametrize("name, said", [
+    ("no_such_module:check", "no_such_module"), ("own_verifier:nope", "nope"), ("own_verifier", "module:function"),
+    ("own_verifier:OWN", "OWN"), (":check", ""),
+])
+def test_unknown_module_or_function(own, name, said):
+    with pytest.raises(UserError, match=said):
+        Verifier(custom=name)
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(") ")[2][0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_close_leaves_no_worker(own, monkeypatch):
+    class Recorded(verify.Worker):
+        def __init__(self, custom):
+            super().__init__(custom)
+            pids.append(self.process.pid)
+
+    pids = []
+    monkeypatch.setattr(verify, "Worker", Recorded)
+    own.n_workers = 2
+    assert whys(own, [("os._exit", math("x")), ("sleep", math("x")), ("1", math("1"))]) == ["error", "timeout", "right"]
+    assert len(pids) >= 4 and sum(map(alive, pids)) == 2  # two were replaced
+    own.close()
+    assert not any(map(alive, pids))
+    assert whys(own, [("1", math("1"))]) == ["right"]  # a closed verifier starts again
+
+
+def test_close_leaves_no_child_of_a_worker(own, tmp_path):
+    assert whys(own, [("child", math("x"))]) == ["timeout"]
+    own.close()
+    child = int((tmp_path / "child").read_text())
+    try:
+        until = time.monotonic() + 2
+        while alive(child) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not alive(child)
+    finally:
+        if alive(child):
+            os.kill(child, 9)
+
+
+def test_a_worker_that_died_between_batches_is_replaced(own):
+    # The kernel takes the largest process when memory is short: that must not end a training run.
+    assert whys(own, [("1", math("1"))]) == ["right"]
+    own.workers[0].process.kill()
+    own.workers[0].process.wait()
+    assert whys(own, [("2", math("2"))]) == ["right"]
+
+
+# ---- reference answers, command line, labelled cases -----------------------------------------------------------------
+
+@pytest.mark.parametrize("bad", [
+    math("{"),  # its box does not close
+    Problem("m", "Q", "", "countdown", solution="3+7=11\n", meta={"numbers": [3, 7], "target": 11}),
+    Problem("m", "Q", "12", "choice"),
+])
+def test_check_golds(bad, verifier, capsys):
+    good = [Problem(f"good/{i}", "Q", f"{i}") for i in range(99)]
+    assert check_golds([*good[:50], bad, *good[50:]], verifier) == good
+    said = capsys.readouterr().err
+    assert "1 of 100" in said and ": m (" in said and "left out" in said and "good/" not in said
+    with pytest.raises(UserError, match=r"1 of 99 .*: m \("):  # just above one percent
+        check_golds([*good[:98], bad], verifier)
+
+
+@pytest.mark.parametrize("arguments, printed, code", [
+    (["--answer", r"\frac12", "--completion", r"So \boxed{0.5}."], "right", 0),
+    (["--answer", "x+1", "--completion", r"So \boxed{x+2}."], "wrong", 1),
+    (["--answer", "5", "--completion", "So 5."], "no answer", 1),
+    (["--answer", "5"], "", 1),
+])
+def test_command_line(arguments, printed, code):
+    done = subprocess.run([sys.executable, "verify.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == (printed, code)
+    if not printed:
+        assert done.stderr.startswith("error: give --answer and --completion") and done.stderr.count("\n") == 1
+
+
+def lines(file):
+    return [json.loads(line) for line in (SHARED / file).open()]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
+def test_labelled_cases(verifier):
+    cases = lines("verify_cases.jsonl")
+    verdicts = verifier.score([case["prediction"] for case in cases], [math(case["gold"]) for case in cases])
+    false = [(case["correct"], case["gold"], case["prediction"][-80:])
+             for case, verdict in zip(cases, verdicts) if verdict.correct != case["correct"]]
+    assert len(false) <= 0.03 * len(cases), false
+    assert sum(not correct for correct, _, _ in false) <= 3, false  # what RL learns to exploit
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
+def test_bombs(verifier):
+    cases = lines("verify_adversarial.jsonl")
+    pairs = [("".join(text * times for text, times in case["pieces"]), math(case["gold"])) for case in cases]
+    after = [(rf"\boxed{{{i}+x}}", math(f"x+{i}")) for i in range(4)]
+    correct = [v.correct for v in verifier.score(*zip(*pairs, *after))]
+    assert correct == [case["correct"] for case in cases] + [True] * 4
