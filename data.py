@@ -179,10 +179,10 @@ def _read_hub(name: str, split: str) -> list[dict]:
     try:
         return datasets.load_dataset(path, config or None, split=split).to_list()
     except Exception as error:  # the hub client raises many kinds; all of them end the run with what it said
-        said = str(error).strip().splitlines()
+        said = " ".join(str(error).split("\n")[:2])
         raise UserError(
-            f"cannot load {name!r} (split {split!r}) from the Hugging Face hub: {type(error).__name__}: "
-            f"{said[0] if said else ''} (a local file must end in {', '.join(FILE_TYPES)} and exist)"
+            f"cannot load {name!r} (split {split!r}) from the Hugging Face hub: {type(error).__name__}: {said} "
+            f"(a local file must end in {', '.join(FILE_TYPES)} and exist)"
         ) from error
 
 
@@ -391,7 +391,7 @@ def render(tokenizer, problem: Problem, template: str, hinted: bool = False) -> 
     """`prompt_text` as token ids. The tokenizer's own BOS is added where the text does not come from its chat template."""
     text = prompt_text(problem, template, tokenizer, hinted)
     own = template in ("guide", "chat") and tokenizer.chat_template is not None
-    return list(tokenizer(text, add_special_tokens=not own).input_ids)
+    return list(tokenizer(text, add_special_tokens=not own, verbose=False).input_ids)
 
 
 def encode(problems, tokenizer, template: str, max_tokens: int):

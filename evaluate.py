@@ -89,6 +89,9 @@ class Sampler:
         Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; torch's
         global random state is neither used nor changed.
         """
+        longest, most = max(map(len, prompts), default=0), getattr(self.model.config, "max_position_embeddings", math.inf)
+        if longest + max_tokens > most:
+            raise UserError(f"{longest} prompt tokens and {max_tokens} of response exceed the model's {most} positions")
         generator = torch.Generator(self.device)
         generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         samples: list[list[Sample]] = [[] for _ in prompts]
@@ -108,8 +111,8 @@ class Sampler:
             while left:
                 # Prompts come longest first, so the batch's first prompt sets the width of the cache.
                 width = len(prompts[batch[0][0]] if batch else prompts[i]) + max_tokens
-                # On a CPU the prompts of one length go together: without padding there is no attention mask to build.
-                unequal = batch and self.device.type == "cpu" and len(prompts[batch[0][0]]) != len(prompts[i])
+                # On a CPU padding costs time: prompts much shorter than the batch's longest start a batch of their own.
+                unequal = batch and self.device.type == "cpu" and len(prompts[i]) < 0.9 * len(prompts[batch[0][0]])
                 room = max(1, self.cache_tokens // width) - rows
                 if room <= 0 or unequal:
                     yield batch
@@ -482,6 +485,8 @@ def main() -> None:
     problems, prompts, hinted, counted = data.encode(problems, tokenizer, template, args.max_prompt)
     if args.hinted:
         problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]
+        if not problems:
+            raise UserError(f"--hinted: no problem of {args.data} has a hint")
     with Verifier(args.workers, custom=args.verifier) as verifier:
         result = evaluate(Sampler(args.model, args.sampler, args.device), tokenizer, problems, prompts, verifier, args.n,
                           args.temperature, args.max_tokens, args.seed, args.top_p, args.top_k)

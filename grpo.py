@@ -16,7 +16,7 @@ Differs from the paper:
 One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, 2503.14476).
 
     python grpo.py                              # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python grpo.py --model Qwen/Qwen2.5-Math-7B --data DigitalLearningGmbH/MATH-lighteval --template qwen-math \
+    python grpo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval --template qwen-math \
         --prompts 1024 --mini-batches 4 --max-response 3072 --lr 1e-6 --beta 1e-3      # the NSR paper's baseline
 """
 
@@ -341,6 +341,7 @@ def main(args: Args) -> Path:
     model = load_model(args.model, device)
     reference = load_model(args.model, device).eval() if args.beta > 0 else None
     if args.gradient_checkpointing:
+        model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     start = load_checkpoint(run, model, optimizer) if args.resume else 0

@@ -27,7 +27,7 @@ Differs from grpo.py by the section *guidance*, guided rows in `policy_loss`, fo
 One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, 2503.14476).
 
     python guide_grpo.py                        # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python guide_grpo.py --model Qwen/Qwen2.5-Math-7B --data vaskarnath/guide_math_rl_dataset --template guide \
+    python guide_grpo.py --model Qwen/Qwen2.5-Math-1.5B --data vaskarnath/guide_math_rl_dataset --template guide \
         --prompts 128 --mini-batches 2 --max-response 3072 --lr 1e-6 --filter-rounds 5     # the Guide paper's setting
 """
 
@@ -375,6 +375,7 @@ def main(args: Args) -> Path:
     model = load_model(args.model, device)
     reference = load_model(args.model, device).eval() if args.beta > 0 else None
     if args.gradient_checkpointing:
+        model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     start = load_checkpoint(run, model, optimizer) if args.resume else 0

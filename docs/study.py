@@ -33,10 +33,11 @@ def train(name: str, seed: int) -> Path:
     run = HOME / "runs/study" / f"{name.lower().replace(' ', '-').strip('()').replace('(', '')}-s{seed}"
     if not (run / "eval_trained.json").exists():
         run.parent.mkdir(parents=True, exist_ok=True)
-        resume = ["--resume", str(run)] if any(run.glob("checkpoint/step-*.pt")) else ["--run-dir", str(run), "--seed", str(seed)]
+        begun = any(run.glob("checkpoint/step-*.pt"))
+        where = ["--resume", str(run)] if begun else ["--run-dir", str(run), "--seed", str(seed)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         with open(f"{run}.log", "w") as log:
-            command = [sys.executable, *RUNS[name], *resume]
+            command = [sys.executable, *RUNS[name], *where]
             subprocess.run(command, cwd=HOME, env=env, stdout=log, stderr=subprocess.STDOUT, check=True)
         print("trained", run.relative_to(HOME), flush=True)
     return run
@@ -81,8 +82,9 @@ def main() -> None:
     about = ", ".join(f"{key} {value}" for key, value in versions().items())
     (HOME / "docs/results.md").write_text(
         "# Results on Countdown\n\n"
-        f"Made by `python docs/study.py`: {args.seeds} seeds of each script with its defaults, mean (lowest-highest). {len(n)} held-out\n"
-        f"problems, plain prompts, {n[0]} samples each at temperature 1. {platform.machine()} CPU; {about}.\n\n{table}\n\n"
+        f"Made by `python docs/study.py`: {args.seeds} seeds of each script with its defaults, mean (lowest-highest).\n"
+        f"{len(n)} held-out problems, plain prompts, {n[0]} samples each at temperature 1.\n"
+        f"{platform.machine()} CPU, one thread a run; {about}.\n\n{table}\n\n"
         "![pass@k of seed 0](results.png)\n"
     )
     plot({"base": base, **{name: results[0] for name, results in trained.items()}}, HOME / "docs/results.png")

@@ -145,6 +145,14 @@ def test_math(verifier, answer, gold, why):
     assert whys(verifier, [(f"So \\boxed{{{answer}}}.", math(gold))]) == [why]
 
 
+def test_a_bomb_costs_its_time_limit_and_no_more(verifier):
+    bombs = [(r"\boxed{8^{8^{8^{8}}}}", math("8")), (r"\boxed{" + "(" * 900 + "1" + ")" * 900 + "}", math("x"))]
+    start = time.monotonic()
+    verdicts = verifier.score(*zip(*bombs, (r"\boxed{1+x}", math("x+1"))))
+    assert [v.correct for v in verdicts] == [False, False, True]
+    assert time.monotonic() - start < 8  # two workers, 3 s each, and the time to start new ones
+
+
 def test_no_box_is_no_answer(verifier):
     assert whys(verifier, [("x+1", math("x+1")), ("\\boxed{x+1", math("x+1")), ("", math("x+1"))]) == ["no answer"] * 3
 
@@ -236,7 +244,7 @@ def test_own_verifier_knows_the_whole_problem(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, said", [
     ("no_such_module:check", "no_such_module"), ("own_verifier:nope", "nope"), ("own_verifier", "module:function"),
-    ("own_verifier:OWN", "OWN"), (":check", ""),
+    ("own_verifier:OWN", "OWN"), (":check", "module:function"),
 ])
 def test_unknown_module_or_function(own, name, said):
     with pytest.raises(UserError, match=said):
@@ -275,7 +283,7 @@ def test_close_leaves_no_child_of_a_worker(own, tmp_path):
     own.close()
     child = int((tmp_path / "child").read_text())
     try:
-        until = time.monotonic() + 2
+        until = time.monotonic() + 1
         while alive(child) and time.monotonic() < until:
             time.sleep(0.02)
         assert not alive(child)
@@ -321,24 +329,11 @@ def test_command_line(arguments, printed, code):
         assert done.stderr.startswith("error: give --answer and --completion") and done.stderr.count("\n") == 1
 
 
-def lines(file):
-    return [json.loads(line) for line in (SHARED / file).open()]
-
-
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 def test_labelled_cases(verifier):
-    cases = lines("verify_cases.jsonl")
+    cases = [json.loads(line) for line in (SHARED / "verify_cases.jsonl").open()]
     verdicts = verifier.score([case["prediction"] for case in cases], [math(case["gold"]) for case in cases])
     false = [(case["correct"], case["gold"], case["prediction"][-80:])
              for case, verdict in zip(cases, verdicts) if verdict.correct != case["correct"]]
     assert len(false) <= 0.03 * len(cases), false
     assert sum(not correct for correct, _, _ in false) <= 3, false  # what RL learns to exploit
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
-def test_bombs(verifier):
-    cases = lines("verify_adversarial.jsonl")
-    pairs = [("".join(text * times for text, times in case["pieces"]), math(case["gold"])) for case in cases]
-    after = [(rf"\boxed{{{i}+x}}", math(f"x+{i}")) for i in range(4)]
-    correct = [v.correct for v in verifier.score(*zip(*pairs, *after))]
-    assert correct == [case["correct"] for case in cases] + [True] * 4
