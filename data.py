@@ -108,13 +108,12 @@ def _countdown_pool() -> tuple[Problem, ...]:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
-ACCEPTED = """accepted columns (any case):
-  question | problem | prompt, with answer | gold | target | final_answer, or a solution that ends in \\boxed{}
-  optional: hint, solution | cot | rationale, id
-  verl rows: prompt (chat list) and reward_model.ground_truth, optional hint (text or chat list)
-  question, choices, answer (index or letter)
-  problem_text, answer_number, unit
-  prompt, entry_point, test, canonical_solution"""
+ACCEPTED = (
+    "accepted columns (any case): question | problem | prompt with answer | gold | target | final_answer, or with a solution "
+    "that ends in \\boxed{}, and if there are any hint, solution | cot | rationale, id; or verl's prompt (chat list) and "
+    "reward_model.ground_truth; or question, choices, answer (index or letter); or problem_text, answer_number, unit; "
+    "or prompt, entry_point, test, canonical_solution"
+)
 
 
 def load(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
@@ -124,7 +123,7 @@ def load(name: str, split: str = "train", limit: int | None = None, seed: int = 
     is ignored: a file is one split), or a Hugging Face hub id, with ":config" where the hub wants one
     ("openai/gsm8k:main"). `limit` keeps that many problems, picked by `seed`, in their order.
 
-    A row that has a solution and no hint gets the solution's first half as its hint (see `solution_hint`).
+    A math row that has a solution and no hint gets the solution's first half as its hint (see `solution_hint`).
     Raises UserError with what to do: no such file, broken file, unknown columns, rows without question or answer.
     """
     if name == "countdown":
@@ -151,11 +150,11 @@ def _read_file(path: Path) -> list[dict]:
             return pyarrow.parquet.read_table(path).to_pylist()
         if path.suffix == ".csv":
             csv.field_size_limit(2**30)
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 return list(csv.DictReader(file))
         if path.suffix not in FILE_TYPES:
             raise UserError(f"{path}: cannot read this kind of file, give one of {', '.join(FILE_TYPES)}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json" and text.lstrip().startswith("["):
             return json.loads(text)
         rows = []
@@ -187,18 +186,19 @@ def _read_hub(name: str, split: str) -> list[dict]:
 
 
 def _problems(rows: list[dict], name: str) -> list[Problem]:
-    if not rows or not isinstance(rows[0], dict):
+    if not rows:
         raise UserError(f"{name}: no rows")
     problems, bad = [], []
     for index, row in enumerate(rows):
-        row = {str(key).lower(): value for key, value in row.items() if value is not None}
+        row = {str(key).lower(): value for key, value in row.items() if value is not None} if isinstance(row, dict) else {}
         problem = _problem(row, f"{Path(name).stem}/{index}")
-        if problem is None and index == 0:
-            raise UserError(f"{name}: no problem can be read from the columns {sorted(rows[0])}; {ACCEPTED}")
         if problem is None or not problem.question.strip() or not problem.answer.strip():
             bad.append(index)
         else:
             problems.append(problem)
+    if not problems:
+        columns = sorted(rows[0]) if isinstance(rows[0], dict) else type(rows[0]).__name__
+        raise UserError(f"{name}: no problem can be read from the columns {columns}; {ACCEPTED}")
     if bad:
         message = f"{name}: {len(bad)} of {len(rows)} rows have no question or no answer (rows {str(bad[:10])[1:-1]})"
         if len(bad) > 0.01 * len(rows):
@@ -215,7 +215,8 @@ def _problem(row: dict, default_id: str) -> Problem | None:
     def first(*names):
         return next((row[name] for name in names if name in row), None)
 
-    id = str(first("id", "unique_id", "task_id", "problemid") or default_id)
+    id = first("id", "unique_id", "task_id", "problemid")
+    id = default_id if id is None else str(id)
     hint, hinted_question = first("hint"), None
     if isinstance(hint, list):  # the Guide data set: a whole alternative chat
         hint = hinted_question = _last_user(hint).removeprefix("Problem: ")
@@ -225,12 +226,16 @@ def _problem(row: dict, default_id: str) -> Problem | None:
     if "entry_point" in row and "test" in row:  # HumanEval, MBPP
         tests = {"type": "assert", "code": f"{row['test']}\ncheck({row['entry_point']})\n"}
         question = "Complete this Python program. Answer with the whole program in one fenced block.\n\n" + row["prompt"]
-        answer = row["prompt"] + first("canonical_solution")
+        answer = row["prompt"] + row["canonical_solution"] if "canonical_solution" in row else ""
         return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": tests})
     if "choices" in row and "question" in row:  # MMLU
+        if not isinstance(row["choices"], list):
+            return None
         letters = "ABCDEFGHIJ"[: len(row["choices"])]
-        answer = row.get("answer")
-        answer = letters[answer] if isinstance(answer, int) else str(answer or "")
+        answer = _text(row.get("answer"))
+        answer = letters[int(answer) : int(answer) + 1] if answer.isdigit() else answer
+        if answer not in letters:
+            return None
         options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"]))
         return Problem(id, f"{row['question']}\n{options}", answer, "choice", hint, solution, meta)
     if "problem_text" in row and "answer_number" in row:  # SciBench
@@ -244,7 +249,7 @@ def _problem(row: dict, default_id: str) -> Problem | None:
             solution = gold.get("solution") or solution
         else:
             question, target = None, gold
-        question = question or _last_user(row.get("prompt", [])).removeprefix("Problem: ")
+        question = question or _last_user(row.get("prompt")).removeprefix("Problem: ")
         # `target` is a normalised copy of the box, and the normalisation damages some golds: the box itself wins.
         answer = (last_box(solution) if isinstance(gold, dict) and solution else None) or _text(target)
     else:
@@ -252,9 +257,7 @@ def _problem(row: dict, default_id: str) -> Problem | None:
         answer = first("answer", "gold", "target", "final_answer")
         if question is None or (answer is None and solution is None):
             return None
-        if isinstance(question, list):
-            question = _last_user(question)
-        answer = _text(answer)
+        question, answer = _last_user(question) if isinstance(question, list) else question, _text(answer)
         if "\n#### " in answer:  # GSM8K
             solution, _, answer = answer.rpartition("\n#### ")
             solution, answer = re.sub(r"<<.*?>>", "", solution), answer.replace(",", "")
@@ -263,7 +266,8 @@ def _problem(row: dict, default_id: str) -> Problem | None:
         meta = {**meta, "abs_tol": _text(row["error"])}
     if not hint and solution:
         hint = solution_hint(str(question), solution, answer)
-    return Problem(id, str(question), answer, row.get("domain", "math"), hint or None, solution, meta)
+    domain = row.get("domain") if row.get("domain") in ("math", "choice", "code") else "math"
+    return Problem(id, str(question), answer, domain, hint or None, solution, meta)
 
 
 def _text(value) -> str:
@@ -272,11 +276,14 @@ def _text(value) -> str:
         return ", ".join(_text(v) for v in value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return "" if value is None else str(value).strip().strip("$") if not isinstance(value, str) else value.strip()
+    return "" if value is None else str(value).strip()
 
 
-def _last_user(chat: list[dict]) -> str:
-    return next((m["content"] for m in reversed(chat) if m.get("role") == "user"), "")
+def _last_user(chat) -> str:
+    """The last user message of a chat list; text stands for itself."""
+    if isinstance(chat, str):
+        return chat
+    return next((m["content"] for m in reversed(chat or []) if isinstance(m, dict) and m.get("role") == "user"), "")
 
 
 # ---- boxes and hints -------------------------------------------------------------------------------------------------
@@ -289,10 +296,11 @@ def last_box(text: str) -> str | None:
     """
     text = text[-200_000:]
     boxes, open_braces = [], []  # (macro, argument, its end, macro's end) of closed boxes; (macro, argument) of open ones
-    for match in re.finditer(r"\\f?boxed\s*(?:(\{)|([^\s$.,;{}]+))|\\.|[{}]", text, re.DOTALL):
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s$;{}\\]+))|\\.|[{}]", text, re.DOTALL):
         brace, bare = match[1] or match[0], match[2]
         if bare:
-            boxes.append((match.start(), match.start(2), match.end(), match.end()))
+            end = match.end() - (len(bare) - len(bare.rstrip(".,:")))  # a full stop, not a decimal point
+            boxes.append((match.start(), match.start(2), end, end))
         elif brace == "{":
             open_braces.append((match.start(), match.end()) if match[1] else None)
         elif brace == "}" and open_braces:
@@ -336,10 +344,14 @@ def holds_answer(text: str, answer: str) -> bool:
     """Whether `answer` stands in `text` as a token of its own (white space and the sizes of brackets do not count)."""
 
     def plain(s):
-        return re.sub(r"\\[,!;: ]|\\left(?!\w)|\\right(?!\w)|(?<=\\)[dt](?=frac)|\$", "", s)
+        s = re.sub(r"\\[,!;: ]|\\left(?!\w)|\\right(?!\w)|(?<=\\)[dt](?=frac)|(?<=\d),(?=\d{3}(?!\d))", "", s)
+        s = s.replace("$", "\n")  # a border: in `is $-2$` nothing stands before the sign
+        return re.sub(r"(\\[A-Za-z]+)", r"\1 ", s)  # the name of a command is no part of the number behind it
 
-    pieces = re.findall(r"\\[A-Za-z]+|\d+|\S", plain(answer))
+    pieces = re.findall(r"\\[A-Za-z]+|\S", plain(answer))
     left = r"(?<![\w.])" if answer[:1].isalnum() else ""
+    if answer.startswith("-"):  # a sign, not the minus between two terms
+        left = r"(?<![\w)\]}])(?<![\w)\]}] )"
     right = r"(?!\w|\.\d)" if answer[-1:].isalnum() else ""
     return bool(pieces) and re.search(left + r"\s*".join(map(re.escape, pieces)) + right, plain(text)) is not None
 
@@ -364,6 +376,7 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     """
     question = problem.question
     if hinted:
+        assert problem.hint, f"{problem.id} has no hint"
         space = " " if template == "countdown" else "\n\n"
         question = problem.meta.get("hinted_question") or f"{question}{space}Hint: {problem.hint}"
     if template in ("countdown", "plain"):

@@ -241,6 +241,25 @@ def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, ma
     return {"sampling": sampling, "verdicts": verdicts, "versions": versions(), "problems": rows}
 
 
+def held_out(args, tokenizer, template: str, verifier: Verifier):
+    """evaluation(sampler, n) -> a result as of `evaluate`, on the held-out problems of a training script's args.
+
+    None where there are none: --data is a file, which has no test split, and --eval-data is not given.
+    """
+    name = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
+    if not name:
+        return None
+    problems = data.load(name, args.eval_split, args.eval_problems, seed=0)
+    problems, prompts, _, counted = data.encode(problems, tokenizer, template, args.max_prompt)
+    about = {"model": args.model, "data": name, "split": args.eval_split, "template": template, **counted}
+
+    def evaluation(sampler: Sampler, n: int) -> dict:
+        sampling = {"n": n, "temperature": args.eval_temperature, "max_tokens": args.max_response}
+        return {**about, **evaluate(sampler, tokenizer, problems, prompts, verifier, **sampling)}
+
+    return evaluation
+
+
 def versions() -> dict:
     return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "numpy")}}
 

@@ -49,19 +49,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import data
+import evaluate
 from data import TEMPLATES, UserError
-from evaluate import (
-    Sampler,
-    command_line,
-    evaluate,
-    load_tokenizer,
-    pass_at_k,
-    pick_device,
-    report,
-    run_folder,
-    tracker,
-    write_json,
-)
 from verify import WHY, Verdict, Verifier, check_golds
 
 # Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
@@ -275,16 +264,17 @@ def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.T
 
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
-def policy_loss(logp_NT, old_logp_NT, mask_NT, advantages_N, guided_N, eps_low: float, eps_high: float, guide_ratio, gamma):
+def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low: float, eps_high: float, guide_ratio, gamma):
     """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
 
-    loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp).
+    loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or [N, 1] where
+    the tokens of a response share it.
     Guided rows: -w(rho) A without a clip, unless `guide_ratio` says otherwise (Guide, section 4).
     """
     ratio_NT = (logp_NT - old_logp_NT).exp()
-    A_N1 = advantages_N[:, None]
-    clipped_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high)
-    loss_NT, is_clipped_NT = -torch.min(ratio_NT * A_N1, clipped_NT * A_N1), clipped_NT * A_N1 < ratio_NT * A_N1
+    gain_NT = ratio_NT * advantages_NT
+    clipped_gain_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high) * advantages_NT
+    loss_NT, is_clipped_NT = -torch.min(gain_NT, clipped_gain_NT), clipped_gain_NT < gain_NT
     if guide_ratio in ("clip", "naive"):
         return loss_NT, is_clipped_NT
     if guide_ratio == "shaped":
@@ -293,7 +283,7 @@ def policy_loss(logp_NT, old_logp_NT, mask_NT, advantages_N, guided_N, eps_low: 
         product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
         ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
     guided_N1 = guided_N[:, None]
-    return torch.where(guided_N1, -ratio_NT * A_N1, loss_NT), is_clipped_NT & ~guided_N1
+    return torch.where(guided_N1, -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N1
 
 
 def kl_k3(logp_NT, ref_logp_NT):
@@ -317,11 +307,11 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 
 # ---- checkpoint ------------------------------------------------------------------------------------------------------
 
-def save_checkpoint(run: Path, step: int, model, optimizer, keep: int) -> Path:
+def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
     """checkpoint/step-000012.pt: everything that the next step depends on. Whole or not at all."""
     path = run / "checkpoint" / f"step-{step:06d}.pt"
     path.parent.mkdir(exist_ok=True)
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    state = {"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}
     try:
         with open(f"{path}.part", "wb") as file:
             torch.save(state, file)
@@ -333,17 +323,16 @@ def save_checkpoint(run: Path, step: int, model, optimizer, keep: int) -> Path:
     os.replace(f"{path}.part", path)
     for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
         old.unlink()
-    return path
 
 
-def load_checkpoint(run: Path, model, optimizer) -> int:
+def load_checkpoint(run: Path, parts: dict) -> int:
     """Restores the newest checkpoint of a run; the number of steps done. Log lines of later steps are removed."""
     newest = max((run / "checkpoint").glob("step-*.pt"), default=None)
     if newest is None:
         raise UserError(f"--resume {run}: no checkpoint in it yet, start a new run")
     state = torch.load(newest, map_location="cpu")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     torch.set_rng_state(state["rng"])
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         whole = [line for line in (run / name).read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -359,18 +348,15 @@ def main(args: Args) -> Path:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
-    device = pick_device(args.device)
+    device = evaluate.pick_device(args.device)
     template = args.template if args.template != "auto" else "countdown" if args.data == "countdown" else "chat"
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = evaluate.load_tokenizer(args.model)
     verifier = Verifier(args.workers, custom=args.verifier or None)
     problems = check_golds(data.load(args.data, args.data_split), verifier)
     problems, prompts, hinted_prompts, counts = data.encode(problems, tokenizer, template, args.max_prompt)
-    eval_data = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
-    if eval_data:
-        held_out = data.load(eval_data, args.eval_split, args.eval_problems, seed=0)
-        held_out, held_out_prompts, _, _ = data.encode(held_out, tokenizer, template, args.max_prompt)
+    evaluation = evaluate.held_out(args, tokenizer, template, verifier)
 
-    run = run_folder(args, Path(__file__).stem)
+    run = evaluate.run_folder(args, Path(__file__).stem)
     torch.manual_seed(args.seed)
     model = load_model(args.model, device)
     reference = load_model(args.model, device).eval() if args.beta > 0 else None
@@ -378,18 +364,15 @@ def main(args: Args) -> Path:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    start = load_checkpoint(run, model, optimizer) if args.resume else 0
-    sampler = Sampler(args.model, args.sampler, device)
+    parts = {"model": model, "optimizer": optimizer}  # what a checkpoint holds
+    start = load_checkpoint(run, parts) if args.resume else 0
+    sampler = evaluate.Sampler(args.model, args.sampler, device)
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-    log = tracker(args, run)
+    log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
-    def evaluation(n: int) -> dict:
-        result = evaluate(sampler, tokenizer, held_out, held_out_prompts, verifier, n, args.eval_temperature, args.max_response)
-        return {"model": args.model, "data": eval_data, "split": args.eval_split, "template": template, **result}
-
-    if eval_data and start == 0:
-        write_json(run / "eval_base.json", evaluation(args.eval_n))
+    if evaluation and start == 0:
+        evaluate.write_json(run / "eval_base.json", evaluation(sampler, args.eval_n))
     sampler.update(model.named_parameters())
 
     stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
@@ -408,13 +391,13 @@ def main(args: Args) -> Path:
         for attempt in range(1 + args.filter_rounds):
             indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
             new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
-                          args.max_response, (args.seed, step, attempt))
+                          args.max_response, seed=(args.seed, step, attempt))
             plain += new
 
             # guidance: failed prompts are rolled out again with their hint
             failed = failed_groups(new, hinted_prompts, args.guide_threshold)
             hinted = rollout(sampler, verifier, tokenizer, problems, [new[i][0].problem for i in failed], prompts,
-                             hinted_prompts, args.n, args.temperature, args.max_response, (args.seed, step, attempt, 1))
+                             hinted_prompts, args.n, args.temperature, args.max_response, seed=(args.seed, step, attempt, 1))
             for i, group in zip(failed, hinted):
                 new[i] = new[i] + group if args.guided_group == "union" else group
             guided += hinted
@@ -466,9 +449,9 @@ def main(args: Args) -> Path:
                     logp_NT, entropy_NT, mask_NT = token_logprobs(model, *ids, args.temperature)
                 old_NT = stack([row.old_logp for row in some], logp_NT)
                 guided_N = torch.tensor([row.guided for row in some], device=device)
-                advantages_N = torch.tensor([row.advantage for row in some], device=device)
-                loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, mask_NT, advantages_N, guided_N, args.eps_low, args.eps_high,
-                                                  args.guide_ratio, gamma)
+                advantages_N1 = torch.tensor([[row.advantage] for row in some], device=device)
+                loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, mask_NT, guided_N, args.eps_low,
+                                                  args.eps_high, args.guide_ratio, gamma)
                 kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in some], logp_NT))  # 0 without a reference model
                 loss_NT = loss_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
@@ -518,15 +501,14 @@ def main(args: Args) -> Path:
             "engine/gap_max": gap_max,
         }
         metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
-        if eval_data and args.eval_every and (done % args.eval_every == 0):
-            solved = evaluation(min(8, args.eval_n))["problems"]
-            n, c = (np.array([problem[key] for problem in solved]) for key in "nc")
-            metrics |= {f"eval/pass@{k}": pass_at_k(n, c, k).mean() for k in (1, 8) if k <= args.eval_n}
+        if evaluation and args.eval_every and done % args.eval_every == 0:
+            solved = evaluate.curve(evaluation(sampler, min(8, args.eval_n)))
+            metrics |= {f"eval/pass@{k}": mean for k, mean, _, _ in solved}
         log(metrics, [show(row, problems, tokenizer) for row in (rows or sampled)[:: args.n][:3]])
         progress = {"pass": metrics["rollout/reward"], "guided": metrics["guide/share"], "s/step": clock[-1] - clock[0]}
         bar.set_postfix({key: f"{value:.2f}" for key, value in progress.items()})
         if stopped or (args.save_every and done % args.save_every == 0):
-            save_checkpoint(run, done, model, optimizer, args.keep)
+            save_checkpoint(run, done, parts, args.keep)
         if stopped:
             verifier.close()
             name = signal.Signals(stopped[0]).name
@@ -538,15 +520,15 @@ def main(args: Args) -> Path:
         signal.signal(number, handler)
 
     # the end: checkpoint, final model, what was learned
-    save_checkpoint(run, done, model, optimizer, args.keep)
+    save_checkpoint(run, done, parts, args.keep)
     model.to(sampler.model.dtype).save_pretrained(run / "final")
     tokenizer.save_pretrained(run / "final")
-    if eval_data:
-        write_json(run / "eval_trained.json", evaluation(args.eval_n))
+    if evaluation:
+        evaluate.write_json(run / "eval_trained.json", evaluation(sampler, args.eval_n))
     verifier.close()
-    print(report(run))
+    print(evaluate.report(run))
     return run
 
 
 if __name__ == "__main__":
-    command_line(main, Args)
+    evaluate.command_line(main, Args)

@@ -20,10 +20,12 @@ import os
 import re
 import resource
 import selectors
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cache
@@ -69,7 +71,10 @@ def normalise(answer: str) -> str:
     '\\frac{1}{2}'
     """
     answer = answer.strip().rstrip(".").strip("$").strip()
-    answer = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\[,!;: ]|\s+", "", answer)
+    answer = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\!", "", answer)
+    answer = re.sub(r"\\[,;: ]|\s+", " ", answer)
+    # A space goes unless it keeps two numbers apart: "1 1/2" is not 11/2, and "1, 234" are two numbers.
+    answer = re.sub(r"(?<!\d)(?<!\d,) | (?!\d)|(?<=,) (?!\d{3}(?!\d))", "", re.sub(" +", " ", answer))
     return re.sub(r"\\[dt]frac", r"\\frac", answer).replace("−", "-")
 
 
@@ -81,13 +86,12 @@ def rational(answer: str) -> Fraction | None:
     """
     if len(answer) > 200:
         return None
-    match = re.fullmatch(r"([-+]?)\\frac\{?(-?\d+)\}?\{?(-?\d+)\}?", answer) or re.fullmatch(r"([-+]?)(\d+)/(\d+)", answer)
-    if match:
-        braced = "{" in answer or "/" in answer or len(match[2] + match[3]) == 2  # \frac12, but not \frac123
-        sign = -1 if match[1] == "-" else 1
-        return Fraction(sign * int(match[2]), int(match[3])) if braced and int(match[3]) else None
-    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", answer):
-        answer = answer.replace(",", "")
+    fraction = r"([-+]?)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(-?\d+)\}|(\d))|([-+]?)(\d+)/(\d+)"  # \frac12 is one half
+    if match := re.fullmatch(fraction, answer):
+        sign, top, bottom = (part for part in match.groups() if part is not None)
+        return Fraction(int(top), int(bottom)) * (-1 if sign == "-" else 1) if int(bottom) else None
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,3}( \d{3})+(\.\d+)?", answer):
+        answer = re.sub("[, ]", "", answer)
     return Fraction(answer) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", answer) else None
 
 
@@ -125,12 +129,16 @@ def math_equal(answer: str, gold: str) -> bool:
 def work() -> None:
     """A worker: a request in JSON per line of standard input, "1", "0" or "error" per line of standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever a verifier prints must not look like a verdict
+    # The two pipes move to descriptors of their own: what a verifier, or a program that it runs, prints must not look like
+    # a verdict, and what it reads must not be a request.
+    requests, out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     custom = load_function(sys.argv[2]) if len(sys.argv) > 2 else None
     if custom is None:
         math_equal("x+1", "1+x")  # imports and warms up sympy before the clock runs
     print("ready", file=out, flush=True)
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         try:
             if custom is not None:
@@ -146,6 +154,8 @@ def work() -> None:
 def load_function(name: str):
     """The function named "module:function"; the module is looked for in the working folder too."""
     module, _, function = name.partition(":")
+    if not (module and function) or module.startswith("."):
+        raise UserError(f"--verifier {name}: write module:function")
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function, None)
@@ -167,6 +177,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if custom is None else None,
+            bufsize=0,
             start_new_session=True,
         )
         self.task: tuple[int, ...] | None = None
@@ -174,12 +185,14 @@ class Worker:
         self.deadline = time.monotonic() + 120  # to import its libraries on a busy machine
 
     def send(self, task, request: dict, time_limit: float) -> None:
+        message = memoryview((json.dumps(request) + "\n").encode())
+        while message:
+            message = message[self.process.stdin.write(message) :]
         self.task, self.deadline = task, time.monotonic() + time_limit
-        self.process.stdin.write((json.dumps(request) + "\n").encode())
-        self.process.stdin.flush()
 
     def kill(self) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with whatever it started
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
@@ -193,6 +206,8 @@ class Verifier:
         built-in verifiers. Raises UserError if `custom` cannot be imported."""
         if custom is not None:
             load_function(custom)
+        if workers < 1:
+            raise UserError(f"--workers {workers}: the verifier needs at least 1")
         self.n_workers, self.time_limit, self.custom = workers, time_limit, custom
         self.workers: list[Worker] = []
 
@@ -232,7 +247,12 @@ class Verifier:
             for worker in self.workers:
                 if worker.ready and worker.task is None and tasks:
                     request, rows = tasks.popleft()
-                    worker.send(rows, request, self.time_limit)
+                    try:
+                        worker.send(rows, request, self.time_limit)
+                    except BrokenPipeError:  # it died since the last batch: its successor gets the task
+                        tasks.appendleft((request, rows))
+                        self._replace(worker, selector)
+                        break
             waiting = [w.deadline for w in self.workers if w.task or not w.ready]
             events = selector.select(max(0.0, min(waiting) - time.monotonic()))
             for key, _ in events:

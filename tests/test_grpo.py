@@ -43,7 +43,7 @@ def test_equal_rewards_that_do_not_average_exactly_have_no_advantage():
 )
 def test_policy_loss_by_hand(ratio, A, loss, clipped):
     logp = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
-    args = logp, torch.tensor([[-1.0]]), torch.tensor([A])
+    args = logp, torch.tensor([[-1.0]]), torch.tensor([[A]])
     loss_NT, clipped_NT = policy_loss(*args, 0.2, 0.2)
     assert loss_NT.item() == pytest.approx(loss, abs=1e-6)
     assert clipped_NT.item() is clipped
@@ -53,7 +53,7 @@ def test_policy_loss_by_hand(ratio, A, loss, clipped):
 
 def test_clip_higher_moves_the_upper_clip_only():
     logp, old = torch.tensor([[math.log(1.25)], [math.log(0.5)]]), torch.zeros(2, 1)
-    loss_NT, _ = policy_loss(logp, old, torch.tensor([1.0, -1.0]), 0.2, 0.28)
+    loss_NT, _ = policy_loss(logp, old, torch.tensor([[1.0], [-1.0]]), 0.2, 0.28)
     torch.testing.assert_close(loss_NT, torch.tensor([[-1.25], [0.8]]))
 
 
@@ -126,12 +126,12 @@ def gradients(model, script, loss_agg, budget):
     for micro in micro_batches([len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES)], budget):
         ids = pad([PROMPTS[i] for i in micro], [RESPONSES[i] for i in micro], "cpu")
         logp_NT, _, mask_NT = token_logprobs(model, *ids, 0.7)
-        old_NT, A_N = stack([old[i] for i in micro], logp_NT), torch.tensor([A[i] for i in micro])
+        old_NT, A_N1 = stack([old[i] for i in micro], logp_NT), torch.tensor([[A[i]] for i in micro])
         if script is guide_grpo:
             guided_N = torch.tensor([guided[i] for i in micro])
-            loss_NT, _ = guide_grpo.policy_loss(logp_NT, old_NT, mask_NT, A_N, guided_N, 0.2, 0.2, "shaped", 0.5)
+            loss_NT, _ = guide_grpo.policy_loss(logp_NT, old_NT, A_N1, mask_NT, guided_N, 0.2, 0.2, "shaped", 0.5)
         else:
-            loss_NT, _ = policy_loss(logp_NT, old_NT, A_N, 0.2, 0.2)
+            loss_NT, _ = policy_loss(logp_NT, old_NT, A_N1, 0.2, 0.2)
         loss_NT = loss_NT + 0.1 * kl_k3(logp_NT, old_NT)
         aggregate(loss_NT, mask_NT, loss_agg, 11, 3, 16).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])

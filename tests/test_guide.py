@@ -40,7 +40,7 @@ def estimator(plain, old_NT, sampled_NT, A_N, guide_ratio, gamma=1.0):
     logp_NT = plain.logp_NT()
     everything = torch.ones(logp_NT.shape, dtype=torch.bool)
     guided = torch.ones(len(A_N), dtype=torch.bool)
-    loss_NT, _ = policy_loss(logp_NT, old_NT, everything, A_N, guided, 0.2, 0.2, guide_ratio, gamma)
+    loss_NT, _ = policy_loss(logp_NT, old_NT, A_N[:, None], everything, guided, 0.2, 0.2, guide_ratio, gamma)
     expectation = (sampled_NT.sum(1).exp()[:, None] * loss_NT).sum()
     return -torch.autograd.grad(expectation, plain.logits)[0]
 
@@ -115,8 +115,8 @@ def test_shaping_tends_to_the_plain_ratio_for_large_gamma():
 )
 def test_guided_rows_by_hand(guide_ratio, loss, slope):
     logp = torch.log(torch.tensor([[3.0]])).requires_grad_()
-    mask, A, guided = torch.tensor([[True]]), torch.tensor([2.0]), torch.tensor([True])
-    loss_NT, _ = policy_loss(logp, torch.zeros(1, 1), mask, A, guided, 0.2, 0.2, guide_ratio, 1.0)
+    mask, A, guided = torch.tensor([[True]]), torch.tensor([[2.0]]), torch.tensor([True])
+    loss_NT, _ = policy_loss(logp, torch.zeros(1, 1), A, mask, guided, 0.2, 0.2, guide_ratio, 1.0)
     assert loss_NT.item() == pytest.approx(loss, rel=1e-6)
     loss_NT.sum().backward()
     assert logp.grad.item() == pytest.approx(slope, rel=1e-6)
@@ -125,7 +125,7 @@ def test_guided_rows_by_hand(guide_ratio, loss, slope):
 def test_sequence_ratio_leaves_padding_out():
     logp, old = torch.log(torch.tensor([[2.0, 3.0, 5.0]])), torch.zeros(1, 3)
     mask = torch.tensor([[True, True, False]])
-    loss_NT, _ = policy_loss(logp, old, mask, torch.tensor([1.0]), torch.tensor([True]), 0.2, 0.2, "sequence", 1.0)
+    loss_NT, _ = policy_loss(logp, old, torch.tensor([[1.0]]), mask, torch.tensor([True]), 0.2, 0.2, "sequence", 1.0)
     assert loss_NT[0, 0].item() == pytest.approx(-6.0)
 
 
@@ -134,8 +134,8 @@ def test_plain_rows_keep_the_clip(guide_ratio):
     import grpo
 
     logp, old = torch.randn(5, 4), torch.randn(5, 4)
-    A, mask = torch.randn(5), torch.ones(5, 4, dtype=torch.bool)
-    ours = policy_loss(logp, old, mask, A, torch.zeros(5, dtype=torch.bool), 0.2, 0.28, guide_ratio, 0.7)
+    A, mask = torch.randn(5, 1), torch.ones(5, 4, dtype=torch.bool)
+    ours = policy_loss(logp, old, A, mask, torch.zeros(5, dtype=torch.bool), 0.2, 0.28, guide_ratio, 0.7)
     for mine, theirs in zip(ours, grpo.policy_loss(logp, old, A, 0.2, 0.28)):
         assert torch.equal(mine, theirs)
 

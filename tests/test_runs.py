@@ -209,9 +209,8 @@ def test_a_users_mistake_ends_the_process_with_code_1():
 
 
 def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypatch):
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    grpo.save_checkpoint(tmp_path, 1, model, optimizer, keep=2)
+    parts = {"model": torch.nn.Linear(2, 2)}
+    grpo.save_checkpoint(tmp_path, 1, parts, keep=2)
     before = (tmp_path / "checkpoint/step-000001.pt").read_bytes()
 
     def full(*_):
@@ -219,7 +218,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypa
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="make room, then go on with --resume"):
-        grpo.save_checkpoint(tmp_path, 2, model, optimizer, keep=2)
+        grpo.save_checkpoint(tmp_path, 2, parts, keep=2)
     assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-000001.pt"]
     assert (tmp_path / "checkpoint/step-000001.pt").read_bytes() == before
 

@@ -49,6 +49,7 @@ def verifier():
     ((3, 7, 12), 36, "8*3=24\n24+12=36", "wrong"),  # 8 is not at hand
     ((3, 7, 12), 33, "7*3=21\n20+13=33", "wrong"),
     ((3, 7, 12), 49, "7*7=49", "wrong"),  # 7 is there once
+    ((3, 5, 7), 30, "7+3=10\n10+5=15\n15+15=30", "wrong"),  # 15 is there once, though all are used and 30 is reached
     ((3, 7, 12), 33, "7*3=21\n21+7=28\n28+12=40", "wrong"),  # 7 is used up
     ((3, 7, 12), 33, "7+3=10\n10+12=22\n", "wrong"),  # another target
     ((3, 7, 12), 33, "7*3=21\n", "wrong"),  # a move is missing
@@ -73,7 +74,7 @@ def test_countdown(numbers, target, completion, why):
     (r" $\dfrac12$. ", r"\frac12"),
     (r"\left( 3,\, \tfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
     (r"\left\{ 1 \right\}", r"\{1\}"),
-    (r"1\,250", "1250"),
+    (r"1\,250", "1 250"), ("1, 250", "1, 250"), ("( 1, 2 )", "(1,2)"),
     ("−5", "-5"),  # U+2212
     (r"a \rightarrow b", r"a\rightarrowb"),  # \right is only the beginning of another macro
     ("", ""),
