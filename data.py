@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+import jinja2
 import numpy as np
 
 
@@ -228,15 +229,16 @@ def _problem(row: dict, default_id: str) -> Problem | None:
         question = "Complete this Python program. Answer with the whole program in one fenced block.\n\n" + row["prompt"]
         answer = row["prompt"] + row["canonical_solution"] if "canonical_solution" in row else ""
         return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": tests})
-    if "choices" in row and "question" in row:  # MMLU
-        if not isinstance(row["choices"], list):
+    choices = first("choices", "options")
+    if choices is not None and "question" in row:  # MMLU, MMLU-Pro
+        if not isinstance(choices, list):
             return None
-        letters = "ABCDEFGHIJ"[: len(row["choices"])]
+        letters = "ABCDEFGHIJ"[: len(choices)]
         answer = _text(row.get("answer"))
         answer = letters[int(answer) : int(answer) + 1] if answer.isdigit() else answer
         if answer not in letters:
             return None
-        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"]))
+        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices))
         return Problem(id, f"{row['question']}\n{options}", answer, "choice", hint, solution, meta)
     if "problem_text" in row and "answer_number" in row:  # SciBench
         unit = _text(row.get("unit")).strip()
@@ -255,13 +257,15 @@ def _problem(row: dict, default_id: str) -> Problem | None:
     else:
         question = first("question", "problem", "prompt")
         answer = first("answer", "gold", "target", "final_answer")
-        if question is None or (answer is None and solution is None):
+        if question is None or (answer is None and solution is None) or isinstance(answer, dict):
             return None
         question, answer = _last_user(question) if isinstance(question, list) else question, _text(answer)
         if "\n#### " in answer:  # GSM8K
             solution, _, answer = answer.rpartition("\n#### ")
             solution, answer = re.sub(r"<<.*?>>", "", solution), answer.replace(",", "")
         answer = last_box(answer) or answer or last_box(solution or "") or ""
+    if len(answer) > 300:  # a text, whose answer is somewhere inside: no guess
+        return None
     if row.get("error"):  # OlympiadBench: the absolute tolerance of a numeric answer
         meta = {**meta, "abs_tol": _text(row["error"])}
     if not hint and solution:
@@ -395,9 +399,21 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     if not has_template:
         return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in chat) + "<|im_start|>assistant\n"
     messages = [{"role": role, "content": text} for role, text in chat]
-    return tokenizer.apply_chat_template(  # enable_thinking: Qwen3 answers without thinking, as in the NSR paper
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
+            date_string="26 Jul 2024",  # Llama 3 writes the date into the prompt: not today's, or a resumed run sees another
+        )
+    except jinja2.TemplateError as error:  # some refuse a system message
+        raise UserError(f"--template {template}: this tokenizer's chat template refuses it ({error}); use another") from error
+
+
+def pick_template(template: str, name: str) -> str:
+    """`auto` resolved: countdown for the built-in task, else chat."""
+    return template if template != "auto" else "countdown" if name == "countdown" else "chat"
 
 
 def render(tokenizer, problem: Problem, template: str, hinted: bool = False) -> list[int]:
@@ -463,18 +479,16 @@ def main():
     parser.add_argument("--split", default="train")
     parser.add_argument("--show", type=int, default=3, help="how many problems")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--template", choices=TEMPLATES, help="default: countdown for the built-in task, else guide")
-    parser.add_argument("--model", help="hub id or folder whose tokenizer and chat template to use")
+    parser.add_argument("--template", choices=("auto", *TEMPLATES), default="auto", help="as in the training scripts")
+    parser.add_argument("--model", default="assets/countdown", help="whose tokenizer and chat template to use")
     args = parser.parse_args()
     problems = load(args.data, args.split)
     hints = sum(p.hint is not None for p in problems)
     print(f"{args.data}: {len(problems)} problems, {hints} with a hint")
-    template = args.template or ("countdown" if args.data == "countdown" else "guide")
-    tokenizer = None
-    if args.model:
-        from transformers import AutoTokenizer
+    template = pick_template(args.template, args.data)
+    from transformers import AutoTokenizer  # slow to import
 
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
     for i in draw(len(problems), min(args.show, len(problems)), 0, args.seed):
         problem = problems[i]
         print(f"\n=== {problem.id} ({problem.domain})   answer: {problem.answer}")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import data
 from data import TEMPLATES, UserError
-from verify import WHY, Verifier
+from verify import WHY, Verifier, check_golds
 
 KS = tuple(2**i for i in range(9))  # 1 .. 256
 
@@ -63,6 +64,7 @@ class Sampler:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).to(self.device).eval()
         self.stop_ids = stop_token_ids(load_tokenizer(model_path), self.model.generation_config)
+        self.positions = getattr(self.model.config, "max_position_embeddings", math.inf)
         self.cache_tokens = cache_tokens
 
     @torch.no_grad()
@@ -89,9 +91,12 @@ class Sampler:
         Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; torch's
         global random state is neither used nor changed.
         """
-        longest, most = max(map(len, prompts), default=0), getattr(self.model.config, "max_position_embeddings", math.inf)
-        if longest + max_tokens > most:
-            raise UserError(f"{longest} prompt tokens and {max_tokens} of response exceed the model's {most} positions")
+        longest = max(map(len, prompts), default=0)
+        if longest + max_tokens > self.positions:
+            raise UserError(
+                f"{longest} prompt tokens and {max_tokens} for the response exceed the model's {self.positions} positions: "
+                "lower --max-prompt, or --max-response (--max-tokens of evaluate.py)"
+            )
         generator = torch.Generator(self.device)
         generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         samples: list[list[Sample]] = [[] for _ in prompts]
@@ -218,8 +223,9 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
 
 
 def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, max_tokens, seed=0, top_p=1.0, top_k=0) -> dict:
-    """Sample and score: {"problems": [{id, n, c, mean_length}], "verdicts": {why: count}, "sampling": {...}}.
+    """Sample and score: {"problems": [{id, n, c, c_half, mean_length}], "verdicts": {why: count}, "sampling": {...}}.
 
+    c of the n samples are right, c_half of the first n // 2.
     `prompts` are token ids, one list a problem. Verification of a chunk of problems follows its sampling.
     """
     rows, verdicts = [], dict.fromkeys(WHY, 0)
@@ -228,13 +234,14 @@ def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, ma
         part = problems[start : start + chunk]
         stream = (seed, start, 0, 2)  # a random stream that no rollout uses
         samples = sampler.generate(prompts[start : start + chunk], n, temperature, max_tokens, stream, top_p, top_k)
-        texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
+        texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
         scored = verifier.score(texts, [p for p in part for _ in range(n)])
         for verdict in scored:
             verdicts[verdict.why] += 1
         for i, (problem, group) in enumerate(zip(part, samples)):
-            c = sum(v.correct for v in scored[i * n : (i + 1) * n])
-            rows.append({"id": problem.id, "n": n, "c": c, "mean_length": round(sum(len(s.ids) for s in group) / n, 2)})
+            right = [v.correct for v in scored[i * n : (i + 1) * n]]
+            length = round(sum(len(s.ids) for s in group) / n, 2)
+            rows.append({"id": problem.id, "n": n, "c": sum(right), "c_half": sum(right[: n // 2]), "mean_length": length})
     sampling = {
         "n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed,
     }
@@ -249,7 +256,7 @@ def held_out(args, tokenizer, template: str, verifier: Verifier):
     name = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
     if not name:
         return None
-    problems = data.load(name, args.eval_split, args.eval_problems, seed=0)
+    problems = check_golds(data.load(name, args.eval_split, args.eval_problems, seed=0), verifier)
     problems, prompts, _, counted = data.encode(problems, tokenizer, template, args.max_prompt)
     about = {"model": args.model, "data": name, "split": args.eval_split, "template": template, **counted}
 
@@ -294,16 +301,21 @@ def decompose(base: dict, trained: dict) -> dict:
 
     self_distillation: problems that the base solved at least once in its n samples; capability_gain: those it never
     solved. With p_i and p'_i the pass@1 of problem i before and after, each is the sum of p'_i - p_i over its problems,
-    divided by the number of all problems. `by_base` splits the problems finer: (label, problems, before, after).
+    divided by the number of all problems. Both come from the same n samples, so a problem that the base rarely solves counts
+    as a gain when the second n samples happen to hit it: two evaluations of one model show how much that makes.
+    `by_base` splits the problems finer: (label, problems, before, after). There the first half of the base's samples sorts
+    the problems and the second half measures them, so that `before` is unbiased.
     Raises UserError if the two results are not of the same problems.
     """
     if [r["id"] for r in base["problems"]] != [r["id"] for r in trained["problems"]]:
-        raise UserError("the two results are of different problems: evaluate both with the same --data, --split, --limit")
+        raise UserError("the two results are of different problems: evaluate both with the same --data, --split and --limit")
     (n0, c0), (n1, c1) = counts(base), counts(trained)
     before, after = c0 / n0, c1 / n1
     gain, solved = (after - before) / len(before), c0 > 0
-    edges = [("never", before == 0), ("up to 10 %", (before > 0) & (before <= 0.1)),
-             ("10 to 50 %", (before > 0.1) & (before <= 0.5)), ("over 50 %", before > 0.5)]
+    c_half, n_half = np.array([row["c_half"] for row in base["problems"]]), n0 // 2
+    sorter, measure = c_half / np.maximum(1, n_half), (c0 - c_half) / (n0 - n_half)
+    edges = [("never", sorter == 0), ("up to 10 %", (sorter > 0) & (sorter <= 0.1)),
+             ("10 to 50 %", (sorter > 0.1) & (sorter <= 0.5)), ("over 50 %", sorter > 0.5)]
     return {
         "change": float(gain.sum()),
         "self_distillation": float(gain[solved].sum()),
@@ -312,7 +324,7 @@ def decompose(base: dict, trained: dict) -> dict:
         "base_unsolved": int((~solved).sum()),
         "base_unsolved_now_solved": int((~solved & (c1 > 0)).sum()),
         "by_base": [
-            (label, int(m.sum()), float(before[m].mean()), float(after[m].mean())) for label, m in edges if m.any()
+            (label, int(m.sum()), float(measure[m].mean()), float(after[m].mean())) for label, m in edges if m.any()
         ],
     }
 
@@ -321,6 +333,9 @@ def comparison(base: dict, trained: dict) -> str:
     """The table that a training run ends with."""
     split = decompose(base, trained)
     lines = [f"{'':>10}{'base':>24}{'trained':>24}"]
+    for key in ("temperature", "top_p", "top_k", "max_tokens"):
+        if (a := base.get("sampling", {}).get(key)) != (b := trained.get("sampling", {}).get(key)):
+            lines.insert(0, f"warning: sampled with different {key}, {a} and {b}: the change is not training's alone")
     for (k, *b), (_, *t) in zip(curve(base), curve(trained)):
         cells = "".join(f"{mean:>10.3f} [{low:.3f}, {high:.3f}]"[-24:].rjust(24) for mean, low, high in (b, t))
         lines.append(f"{f'pass@{k}':>10}{cells}")
@@ -330,7 +345,7 @@ def comparison(base: dict, trained: dict) -> str:
         f"  self-distillation {split['self_distillation']:+.3f}  ({split['base_solved']} problems that the base solved)",
         f"  capability gain   {split['capability_gain']:+.3f}  ({split['base_unsolved']} that it never solved, of them "
         + f"{split['base_unsolved_now_solved']} solved now)",
-        "pass@1 by how often the base solves a problem:",
+        "pass@1 by how often the base solves a problem (sorted by one half of its samples, measured on the other):",
         *(f"  {label:<11} {m:>5} problems   {b:.3f} -> {a:.3f}" for label, m, b, a in split["by_base"]),
     ]
     return "\n".join(lines)
@@ -368,12 +383,15 @@ def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
 # ---- the run folder of a training script -----------------------------------------------------------------------------
 
 MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "workers", "micro_tokens", "device"}
+_open_run: list[Path] = []  # the run folder in use, for the last line of an interrupted run
 
 
 def command_line(main, Args) -> None:
     """Runs `main(args)` of a training script; what the user can mend is one line on standard error and exit code 1."""
     import tyro
 
+    script = Path(sys.argv[0]).stem
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--resume", default="")
@@ -383,38 +401,46 @@ def command_line(main, Args) -> None:
             file = Path(resume) / "args.json"
             if not file.is_file():
                 raise UserError(f"--resume {resume}: there is no {file}; give the folder of a run")
-            saved = {**json.loads(file.read_text()), "resume": resume}
+            saved = json.loads(file.read_text())
+            if (of := saved.pop("script", None)) != script:
+                raise UserError(f"--resume {resume} is a run of {of}.py, not of {script}.py")
+            if unknown := saved.keys() ^ asdict(Args()).keys():
+                raise UserError(f"--resume {resume} is of another version of {script}.py, with other args: {sorted(unknown)}")
+            saved["resume"] = resume
         transformers.utils.logging.disable_progress_bar()
         args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
         changed = [key for key, value in saved.items() if getattr(args, key) != value and key not in MAY_CHANGE]
         if changed:
-            raise UserError(
-                "a resumed run keeps its args: " + ", ".join(f"--{k.replace('_', '-')} was {saved[k]!r}" for k in changed)
-                + "; leave them out, or start a new run"
-            )
+            was = ", ".join(f"--{key.replace('_', '-')} was {saved[key]!r}" for key in changed)
+            raise UserError(f"a resumed run keeps its args: {was}; leave them out, or start a new run")
         main(args)
-    except KeyboardInterrupt:
-        sys.exit("stopped: no step was in progress, nothing is lost")
     except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a folder that cannot be written
         sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
+    except (KeyboardInterrupt, SystemExit) as stop:  # outside of a step: within one, the script itself saves first
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code in (130, 143) and _open_run:
+            print(f"\nstopped between two steps, nothing is lost; go on with: python {script}.py --resume {_open_run[-1]}")
+        sys.exit(code)
 
 
 def run_folder(args, script: str) -> Path:
-    """The folder of this run, with args.json in it; the given one if args.resume."""
-    if args.resume:
-        return Path(args.resume)
-    names = [Path(name).stem if Path(name).exists() else name.replace("/", "_") for name in (args.model, args.data)]
+    """The folder of this run, with its args in args.json; the given one if args.resume."""
+    names = [
+        Path(name).name.removesuffix(Path(name).suffix if Path(name).is_file() else "") if Path(name).exists()
+        else name.replace("/", "_") for name in (args.model, args.data)
+    ]
     name = "-".join([script, *names, f"s{args.seed}", time.strftime("%Y%m%d-%H%M%S")])
-    run = Path(args.run_dir or Path("runs") / name)
-    if (run / "args.json").exists():
+    run = Path(args.resume or args.run_dir or Path("runs") / name)
+    if (run / "args.json").exists() and not args.resume:
         raise UserError(f"{run} holds a run already: go on with --resume {run}, or give another --run-dir")
     try:
         run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "args.json", asdict(args))
+        write_json(run / "args.json", {"script": script, **asdict(args), "resume": ""})
         (run / "metrics.jsonl").touch()
         (run / "rollouts.jsonl").touch()
     except OSError as error:
         raise UserError(f"cannot write to the run folder {run} ({error.strerror}): give another --run-dir") from None
+    _open_run.append(run)
     return run
 
 
@@ -470,15 +496,15 @@ def main() -> None:
     parser.add_argument("--model", help="hub id or folder")
     parser.add_argument("--data", default="countdown", help="countdown, a hub id, or a local file")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=int, help="that many problems, picked by the seed")
-    parser.add_argument("--template", choices=TEMPLATES, help="default: countdown for the built-in task, else chat")
+    parser.add_argument("--limit", type=int, help="that many problems, the same ones for every model")
+    parser.add_argument("--template", choices=("auto", *TEMPLATES), default="auto", help="as in the training scripts")
     parser.add_argument("--hinted", action="store_true", help="put the hint in the prompt; problems without one are left out")
     parser.add_argument("--n", type=int, default=64, help="samples per problem: pass@k is reported up to k = n")
     parser.add_argument("--temperature", type=float, default=0.6, help="the papers' value; 1.0 measures the trained policy")
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--top-k", type=int, default=0, help="0: off")
     parser.add_argument("--max-prompt", type=int, default=1024, help="longer prompts are left out and counted")
-    parser.add_argument("--max-tokens", type=int, default=4096)
+    parser.add_argument("--max-tokens", type=int, help="of a response; default: 4096, or what the model's positions leave")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sampler", default="auto", help="auto | transformers")
@@ -498,17 +524,20 @@ def main() -> None:
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
     if not Path(args.out).resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: the folder does not exist")
-    template = args.template or ("countdown" if args.data == "countdown" else "chat")
-    problems = data.load(args.data, args.split, args.limit, args.seed)
+    template = data.pick_template(args.template, args.data)
+    problems = data.load(args.data, args.split, args.limit)
     tokenizer = load_tokenizer(args.model)
     problems, prompts, hinted, counted = data.encode(problems, tokenizer, template, args.max_prompt)
     if args.hinted:
         problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]
         if not problems:
             raise UserError(f"--hinted: no problem of {args.data} has a hint")
+    sampler = Sampler(args.model, args.sampler, args.device)
+    max_tokens = args.max_tokens or min(4096, sampler.positions - max(map(len, prompts)))
     with Verifier(args.workers, custom=args.verifier) as verifier:
-        result = evaluate(Sampler(args.model, args.sampler, args.device), tokenizer, problems, prompts, verifier, args.n,
-                          args.temperature, args.max_tokens, args.seed, args.top_p, args.top_k)
+        check_golds(problems, verifier)
+        result = evaluate(sampler, tokenizer, problems, prompts, verifier, args.n, args.temperature, max_tokens, args.seed,
+                          args.top_p, args.top_k)
     about = {"model": args.model, "data": args.data, "split": args.split, "template": template, "hinted": args.hinted}
     write_json(args.out, {**about, **counted, **result})
     for k, mean, low, high in curve(result):

@@ -21,11 +21,12 @@ One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` a
 """
 
 import json
+import math
 import os
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,9 +115,14 @@ class Row:
 
 
 def load_model(path: str, device: str) -> torch.nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)  # float32 master weights
-    if getattr(model.config, "final_logit_softcapping", None):
-        raise UserError(f"{path} caps its logits, which token_logprobs does not do: use a model without soft-capping")
+    """The model in float32, the master weights. Raises UserError if its logits are not head(hidden states), scaled say."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+    ids = torch.arange(8, device=device)[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1].log_softmax(-1)
+        logp_NT, _, _ = token_logprobs(model, ids, torch.tensor([1], device=device), torch.tensor([7], device=device), 1.0)
+    if not torch.allclose(logits.gather(1, ids[0, 1:, None])[:, 0], logp_NT[0], atol=1e-3):
+        raise UserError(f"--model {path} scales or caps its logits, which token_logprobs does not do")
     return model
 
 
@@ -201,7 +207,7 @@ def stack(logps: list[torch.Tensor | None], logp_NT: torch.Tensor) -> torch.Tens
 def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_response, seed):
     """`n` scored rows for each problem index, a group each: sampled after `sampled_from`, to be trained on after `prompts`."""
     samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
-    texts = tokenizer.batch_decode([s.ids for group in samples for s in group], skip_special_tokens=True)
+    texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
     verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
     guided = sampled_from is not prompts
     return [
@@ -287,17 +293,15 @@ def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
         Path(f"{path}.part").unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error}): make room, then go on with --resume {run}") from error
     os.replace(f"{path}.part", path)
-    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+    for old in [*sorted(path.parent.glob("step-*.pt"))[:-keep], *path.parent.glob("*.part")]:
         old.unlink()
 
 
 def load_checkpoint(run: Path, parts: dict) -> int:
-    """Restores the newest checkpoint of a run; the number of steps done. Log lines of later steps are removed."""
+    """Restores the newest checkpoint of a run, if there is one; the steps done. Log lines of later steps are removed."""
     newest = max((run / "checkpoint").glob("step-*.pt"), default=None)
-    if newest is None:
-        raise UserError(f"--resume {run}: no checkpoint in it yet, start a new run")
-    state = torch.load(newest, map_location="cpu")
-    for name, part in parts.items():
+    state = torch.load(newest, map_location="cpu") if newest else {"step": 0, "rng": torch.get_rng_state()}
+    for name, part in parts.items() if newest else ():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["rng"])
     for name in ("metrics.jsonl", "rollouts.jsonl"):
@@ -312,10 +316,12 @@ def load_checkpoint(run: Path, parts: dict) -> int:
 def main(args: Args) -> Path:
     if args.n < 2:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
+    if args.temperature <= 0 or args.keep < 1:
+        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = evaluate.pick_device(args.device)
-    template = args.template if args.template != "auto" else "countdown" if args.data == "countdown" else "chat"
+    template = data.pick_template(args.template, args.data)
     tokenizer = evaluate.load_tokenizer(args.model)
     verifier = Verifier(args.workers, custom=args.verifier or None)
     problems = check_golds(data.load(args.data, args.data_split), verifier)
@@ -337,7 +343,7 @@ def main(args: Args) -> Path:
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
-    if evaluation and start == 0:
+    if evaluation and start == 0 and not (run / "eval_base.json").exists():
         evaluate.write_json(run / "eval_base.json", evaluation(sampler, args.eval_n))
     sampler.update(model.named_parameters())
 
@@ -354,7 +360,9 @@ def main(args: Args) -> Path:
         plain: list[list[Row]] = []  # all that was sampled
         groups: list[list[Row]] = []  # all that is trained on
         for attempt in range(1 + args.filter_rounds):
-            indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
+            drawn = {group[0].problem for group in plain}
+            indices = [i for i in data.draw(len(problems), args.prompts, step, args.seed, stream=attempt) if i not in drawn]
+            indices = indices[: args.prompts - len(groups)]
             new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
                           args.max_response, seed=(args.seed, step, attempt))
             plain += new
@@ -414,7 +422,10 @@ def main(args: Args) -> Path:
                 gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())
                 loss_sum += loss.item()
                 tokens += int(mask_NT.sum())
-            norm_sum += torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+            if not math.isfinite(norm):
+                raise UserError(f"the gradient of step {step + 1} is not finite; the last checkpoint of {run} is whole")
+            norm_sum += norm
             for param_group in optimizer.param_groups:
                 param_group["lr"] = lr
             optimizer.step()
@@ -427,6 +438,7 @@ def main(args: Args) -> Path:
 
         # metrics: docs/metrics.md has the formula of each
         sampled = [row for group in plain for row in group]
+        verdicts = Counter(row.verdict.why for row in sampled)
         pass_rates = [np.mean([row.reward for row in group]) for group in plain]
         metrics = {
             "step": done,
@@ -436,7 +448,7 @@ def main(args: Args) -> Path:
             "rollout/response_tokens": np.mean([len(row.response) for row in sampled]),
             "rollout/truncated": np.mean([not row.finished for row in sampled]),
             "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
-            **{f"verify/{why.replace(' ', '_')}": sum(row.verdict.why == why for row in sampled) for why in WHY},
+            **{f"verify/{why.replace(' ', '_')}": verdicts[why] for why in WHY},
             "train/loss": loss_sum / max(1, updates),
             "train/grad_norm": norm_sum / max(1, updates),
             "train/lr": lr,
@@ -444,7 +456,7 @@ def main(args: Args) -> Path:
             "train/rows": n_live,
             "train/kept": n_live / max(1, len(rows)),
             **{key: value / tokens for key, value in means.items()},
-            "engine/gap_max": gap_max,
+            **({"engine/gap_max": gap_max} if tokens else {}),
         }
         metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
         if evaluation and args.eval_every and done % args.eval_every == 0:

@@ -95,13 +95,20 @@ def rational(answer: str) -> Fraction | None:
     return Fraction(answer) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", answer) else None
 
 
-def quick_verdict(answer: str, gold: str) -> Verdict | None:
-    """Right or wrong where it is certain without algebra, else None."""
+def quick_verdict(answer: str, gold: str, meta: dict | None = None) -> Verdict | None:
+    """Right or wrong where it is certain without algebra, else None.
+
+    Numbers are compared exactly, or within `meta`'s "rel_tol" (SciBench) or "abs_tol" (OlympiadBench).
+    """
     answer, gold = normalise(answer), normalise(gold)
     if answer == gold:
         return RIGHT
     a, b = rational(answer), rational(gold)
-    return None if a is None or b is None else (RIGHT if a == b else WRONG)
+    if a is None or b is None:
+        return None
+    meta = meta or {}
+    tolerance = max(Fraction(meta.get("rel_tol", 0)) * abs(b), rational(str(meta.get("abs_tol", 0))) or 0)
+    return RIGHT if abs(a - b) <= tolerance else WRONG
 
 
 def choice_verdict(completion: str, problem: Problem) -> Verdict:
@@ -115,19 +122,35 @@ def choice_verdict(completion: str, problem: Problem) -> Verdict:
 # ---- what needs a worker ---------------------------------------------------------------------------------------------
 
 def math_equal(answer: str, gold: str) -> bool:
-    """math-verify's judgement on two boxed expressions. Main thread only: its time limits are alarms."""
+    """math-verify's judgement on two boxed expressions. Main thread only: its time limits are alarms.
+
+    Raises TimeoutError when one of them goes off, ValueError for a gold that cannot be parsed.
+    """
     from math_verify import LatexExtractionConfig, parse
     from math_verify import verify as equal
+    from math_verify.errors import TimeoutException
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
-    gold_parsed, answer_parsed = (
-        parse(f"$\\boxed{{{x}}}$", extraction_config=config, parsing_timeout=1) for x in (gold, answer)
-    )
-    return bool(gold_parsed) and bool(answer_parsed) and equal(gold_parsed, answer_parsed, timeout_seconds=1)
+
+    def judge(raise_on_error: bool) -> bool:
+        gold_parsed, answer_parsed = (
+            parse(f"$\\boxed{{{x}}}$", extraction_config=config, parsing_timeout=1, raise_on_error=raise_on_error)
+            for x in (gold, answer)
+        )
+        if not gold_parsed:
+            raise ValueError(f"the reference answer {gold!r} cannot be parsed")
+        return equal(gold_parsed, answer_parsed, timeout_seconds=1, raise_on_error=raise_on_error)
+
+    try:
+        return judge(raise_on_error=True)
+    except TimeoutException as error:
+        raise TimeoutError(str(error)[:100]) from None
+    except Exception:  # one of several comparisons failed: what the others say counts
+        return judge(raise_on_error=False)
 
 
 def work() -> None:
-    """A worker: a request in JSON per line of standard input, "1", "0" or "error" per line of standard output."""
+    """A worker: a request in JSON per line of standard input, "1", "0", "timeout" or "error" per line of standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     # The two pipes move to descriptors of their own: what a verifier, or a program that it runs, prints must not look like
     # a verdict, and what it reads must not be a request.
@@ -146,6 +169,8 @@ def work() -> None:
             else:
                 result = math_equal(request["answer"], request["gold"])
             print(int(result), file=out, flush=True)
+        except TimeoutError:
+            print("timeout", file=out, flush=True)
         except Exception as error:  # whatever it is, the parent counts it as a verdict of its own
             print(f"verify: {type(error).__name__}: {error}"[:300], file=sys.stderr)
             print("error", file=out, flush=True)
@@ -226,7 +251,7 @@ class Verifier:
                 verdicts[i] = choice_verdict(completion, problem)
             elif problem.domain == "math":
                 answer = last_box(completion)
-                verdicts[i] = NO_ANSWER if answer is None else quick_verdict(answer, problem.answer)
+                verdicts[i] = NO_ANSWER if answer is None else quick_verdict(answer, problem.answer, problem.meta)
                 request = {"answer": answer, "gold": problem.answer}
             else:
                 raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
@@ -236,7 +261,18 @@ class Verifier:
             self._ask_workers(requests, verdicts)
         return verdicts
 
-    def _ask_workers(self, requests: dict[str, list[int]], verdicts: list[Verdict | None]) -> None:
+    def ask(self, problems: dict[int, Problem]) -> dict[int, Verdict]:
+        """The workers' verdict on each reference answer against itself, without the quick ways."""
+        verdicts: dict[int, Verdict] = {}
+        requests: dict[str, list[int]] = {}
+        for i, problem in problems.items():
+            requests.setdefault(json.dumps({"answer": problem.answer, "gold": problem.answer}), []).append(i)
+        if requests:
+            self._ask_workers(requests, verdicts)
+        return verdicts
+
+    def _ask_workers(self, requests: dict[str, list[int]], verdicts) -> None:
+        """Fills `verdicts` at the rows of each request."""
         tasks = deque((json.loads(request), tuple(rows)) for request, rows in requests.items())
         self.workers += [Worker(self.custom) for _ in range(min(self.n_workers, len(tasks)) - len(self.workers))]
         selector = selectors.DefaultSelector()
@@ -261,7 +297,7 @@ class Verifier:
                 if line == "ready":
                     worker.ready = True
                 elif line:
-                    self._settle(worker, {"1": RIGHT, "0": WRONG}.get(line, ERROR), verdicts)
+                    self._settle(worker, {"1": RIGHT, "0": WRONG, "timeout": TIMEOUT}.get(line, ERROR), verdicts)
                 else:  # end of file: it died, of its memory limit for instance
                     deaths += worker.task is None
                     self._settle(worker, ERROR, verdicts)
@@ -273,11 +309,11 @@ class Verifier:
                     self._replace(worker, selector)
             if deaths > 3:
                 self.close()
-                raise UserError("verifier workers do not start: try `python verify.py --worker` to see why")
+                raise UserError(f"verifier workers do not start: `python verify.py --worker {self.custom or ''}` says why")
         selector.close()
 
     @staticmethod
-    def _settle(worker: Worker, verdict: Verdict, verdicts: list[Verdict | None]) -> None:
+    def _settle(worker: Worker, verdict: Verdict, verdicts) -> None:
         for row in worker.task or ():
             verdicts[row] = verdict
         worker.task = None
@@ -318,12 +354,17 @@ def gold_completion(problem: Problem) -> str:
 def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
     """The problems whose reference answer verifies against itself; the others are named on standard error.
 
-    Raises UserError if they are more than 1 %: training on rewards that cannot be earned teaches nothing. A verifier of
+    Equal strings are equal at once, so up to 32 mathematical answers also go the long way, through math-verify in a worker:
+    a broken installation must not pass for a hard data set.
+    Raises UserError if more than 1 % fail: training on rewards that cannot be earned teaches nothing. A verifier of
     the user's own is not checked, since only it knows what a right completion looks like.
     """
     if verifier.custom is not None:
         return problems
     verdicts = verifier.score([gold_completion(p) for p in problems], problems)
+    math = [i for i, p in enumerate(problems) if p.domain == "math"]
+    for i, verdict in verifier.ask({i: problems[i] for i in math[:: max(1, len(math) // 32)][:32]}).items():
+        verdicts[i] = verdict if verdicts[i].correct else verdicts[i]
     failed = [(p.id, v.why) for p, v in zip(problems, verdicts) if not v.correct]
     if failed:
         named = ", ".join(f"{id} ({why})" for id, why in failed[:20])

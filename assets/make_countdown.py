@@ -1,6 +1,6 @@
 """Make assets/countdown: the tiny base model on which every script of this repository runs on a laptop.
 
-    python assets/make_countdown.py            # writes assets/countdown, see the time and the table below
+    python assets/make_countdown.py            # writes assets/countdown: 20 to 25 minutes on 2 CPU cores
 
 It is pre-trained on traces of a careless Countdown player, so that it is to Countdown what a base model is to
 mathematics: it knows the moves, its arithmetic is right, it rarely solves a problem at the first try, and it can do
@@ -15,6 +15,14 @@ more than it does unprompted.
 Held-out problems (data.load("countdown", split="test")) are never seen. The tokenizer is Qwen2's byte-level one without
 merges, plus one token for each number up to 60 and for each phrase of the prompt: it reads any text, and a Countdown
 prompt takes 10 tokens (15 with the hint), a response 13.
+
+The 256 held-out problems, 256 samples each at temperature 1; 99.8 % of all moves are calculated right:
+
+    prompt   pass@1    @2     @4     @8    @16    @32    @64   @128   @256
+    plain     .139   .233   .350   .472   .590   .696   .791   .881   .945
+    hinted    .700   .897   .983   .996   .997   .998   .999  1.000  1.000
+
+    python evaluate.py --model assets/countdown --n 256 --temperature 1 --top-p 1 --max-tokens 16 [--hinted] --out base.json
 """
 
 import argparse
@@ -83,7 +91,7 @@ def play(problem: data.Problem, rng: random.Random) -> tuple[str, str]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(Path(__file__).resolve().parent / "countdown"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -21,24 +21,23 @@ HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 from evaluate import counts, decompose, pass_at_k, plot, read_result, versions
 
-RUNS = {  # name: script and the args that differ from its defaults
-    "GRPO": ["grpo.py"],
-    "Guide-GRPO (union)": ["guide_grpo.py"],
-    "Guide-GRPO (replace)": ["guide_grpo.py", "--guided-group", "replace"],
+RUNS = {  # slug: name, script, and the args that differ from its defaults
+    "grpo": ("GRPO", "grpo.py"),
+    "guide-grpo": ("Guide-GRPO (union)", "guide_grpo.py"),
+    "guide-grpo-replace": ("Guide-GRPO (replace)", "guide_grpo.py", "--guided-group", "replace"),
 }
 KS = (1, 8, 64)
 
 
-def train(name: str, seed: int) -> Path:
-    run = HOME / "runs/study" / f"{name.lower().replace(' ', '-').strip('()').replace('(', '')}-s{seed}"
+def train(slug: str, seed: int) -> Path:
+    run = HOME / f"runs/study/{slug}-s{seed}"
     if not (run / "eval_trained.json").exists():
         run.parent.mkdir(parents=True, exist_ok=True)
-        begun = any(run.glob("checkpoint/step-*.pt"))
-        where = ["--resume", str(run)] if begun else ["--run-dir", str(run), "--seed", str(seed)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        where = ["--resume", str(run)] if (run / "args.json").exists() else ["--run-dir", str(run), "--seed", str(seed)]
         with open(f"{run}.log", "w") as log:
-            command = [sys.executable, *RUNS[name], *where]
-            subprocess.run(command, cwd=HOME, env=env, stdout=log, stderr=subprocess.STDOUT, check=True)
+            command = [sys.executable, *RUNS[slug][1:], *where]
+            subprocess.run(command, cwd=HOME, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=True)
+        assert (run / "eval_trained.json").exists(), f"{run} was stopped: start the study again to go on"
         print("trained", run.relative_to(HOME), flush=True)
     return run
 
@@ -56,10 +55,10 @@ def main() -> None:
     args = parser.parse_args()
     seeds = range(args.seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = dict(zip(args.only, [[pool.submit(train, name, seed) for seed in seeds] for name in args.only]))
-        runs = {name: [future.result() for future in futures] for name, futures in runs.items()}
+        futures = {slug: [pool.submit(train, slug, seed) for seed in seeds] for slug in args.only}
+        runs = {RUNS[slug][0]: [future.result() for future in of] for slug, of in futures.items()}
 
-    base = read_result(runs[args.only[0]][0] / "eval_base.json")
+    base = read_result(next(iter(runs.values()))[0] / "eval_base.json")
     trained = {name: [read_result(run / "eval_trained.json") for run in of] for name, of in runs.items()}
     n, c = counts(base)
     head = ["", *(f"pass@{k}" for k in KS), "self-distillation", "capability gain"]

@@ -1,6 +1,5 @@
 """Whole runs of every script: what they leave, that a resumed run is the same run, what a user's mistakes lead to."""
 
-import dataclasses
 import json
 import math
 import os
@@ -37,7 +36,8 @@ def run(script: str, **args) -> subprocess.CompletedProcess:
 def train(script: str, **args) -> Path:
     """The same in this process, which saves the seconds of the imports."""
     module = import_module(script)
-    resumed = json.loads((Path(args["resume"]) / "args.json").read_text()) if "resume" in args else SMALL
+    resumed = json.loads((Path(args["resume"]) / "args.json").read_text()) if "resume" in args else dict(SMALL)
+    resumed.pop("script", None)
     return module.main(module.Args(**{**resumed, **args}))
 
 
@@ -178,6 +178,8 @@ def finished(tmp_path_factory):
         ({"data": "nothing.jsonl"}, "no such file: nothing.jsonl"),
         ({"data": "{tmp}/columns.jsonl"}, "no problem can be read from the columns ['a', 'b']"),
         ({"data": "{tmp}/golds.jsonl", "template": "plain"}, "do not verify against themselves"),
+        ({"temperature": 0}, "--temperature 0.0 and --keep 2 must be larger than 0"),
+        ({"max_response": 2045}, "exceed the model's 2048 positions"),
         ({"n": 1}, "--n 1: GRPO compares the samples of a prompt with each other"),
         ({"max_prompt": 5}, "longer than 5 tokens: raise --max-prompt"),
         ({"prompts": 5, "mini_batches": 2}, "--prompts 5 does not divide into --mini-batches 2"),
@@ -185,6 +187,7 @@ def finished(tmp_path_factory):
         ({"run_dir": "{finished}"}, "holds a run already: go on with --resume"),
         ({"resume": "{tmp}"}, "give the folder of a run"),
         ({"resume": "{finished}", "lr": 0.5}, "a resumed run keeps its args: --lr was 0.0001"),
+        ({"resume": "{guided}"}, "is a run of guide_grpo.py, not of grpo.py"),
         ({"model": "no_such_model"}, "--model no_such_model is neither a folder"),
         ({"verifier": "no_such_module:f"}, "--verifier no_such_module:f"),
     ],
@@ -192,7 +195,10 @@ def finished(tmp_path_factory):
 def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypatch):
     (tmp_path / "columns.jsonl").write_text('{"a": 1, "b": 2}\n')
     (tmp_path / "golds.jsonl").write_text('{"question": "1+1?", "answer": "\\\\frac{}{"}\n')
-    args = {key: str(value).format(tmp=tmp_path, finished=finished) for key, value in args.items()}
+    (tmp_path / "guided").mkdir()
+    (tmp_path / "guided/args.json").write_text('{"script": "guide_grpo"}')
+    places = {"tmp": tmp_path, "finished": finished, "guided": tmp_path / "guided"}
+    args = {key: str(value).format(**places) for key, value in args.items()}
     if "resume" not in args:
         args = {**SMALL, "run_dir": tmp_path / "run", **args}
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
@@ -221,11 +227,6 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypa
         grpo.save_checkpoint(tmp_path, 2, parts, keep=2)
     assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-000001.pt"]
     assert (tmp_path / "checkpoint/step-000001.pt").read_bytes() == before
-
-
-def test_default_args_are_the_ones_of_the_readme():
-    args = dataclasses.asdict(import_module("guide_grpo").Args())
-    assert args["guided_group"] == "union" and args["guide_ratio"] == "shaped" and args["mini_batches"] == 1
 
 
 @pytest.mark.slow

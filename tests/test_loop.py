@@ -1,0 +1,186 @@
+"""One whole step of each script's `main` against a second, naive implementation of the papers.
+
+The optimizer is replaced by SGD, so that the weights after the step show every denominator, sign and scale of the gradient.
+The rows that the script sampled are recorded; everything after sampling is computed here again, one row at a time, from
+full logits, in loops.
+"""
+
+import json
+import math
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+MODEL = "assets/countdown"
+
+
+def full_logp(model, prompt, response, temperature):
+    logits = model(torch.tensor([prompt + response])).logits[0] / temperature
+    return torch.stack([logits.log_softmax(-1)[len(prompt) + t - 1, token] for t, token in enumerate(response)])
+
+
+def advantages(rewards, norm_std):
+    mean = sum(rewards) / len(rewards)
+    if len(set(rewards)) == 1:
+        return [0.0] * len(rewards)
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) + 1e-6
+    return [(r - mean) / (std if norm_std else 1.0) for r in rewards]
+
+
+def naive_step(args, groups):
+    """The weights after one rollout batch `groups` (lists of rows), by SGD on the objective of the script's header."""
+    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    T = args["temperature"]
+    rows = []
+    for g, group in enumerate(groups):
+        for row, A in zip(group, advantages([row.reward for row in group], args["norm_std"])):
+            with torch.no_grad():
+                context = row.prompt if args.get("guide_ratio") == "naive" else row.sampled_from
+                old = full_logp(model, context, row.response, T)
+                plain = full_logp(model, row.prompt, row.response, T)
+                ref = full_logp(reference, row.prompt, row.response, T)
+            rows.append((g, row, A, old, plain, ref))
+    across = [(plain - old).exp() for _, row, A, old, plain, _ in rows if row.guided and (A != 0 or args["beta"])]
+    gamma = args.get("guide_gamma") or (max(1e-4, np.quantile(torch.cat(across).numpy(), 0.9)) if across else 1.0)
+    lr = args["lr"] * min(1, 1 / max(1, args["warmup"]))
+    per_update = len(groups) // args["mini_batches"]
+    for start in range(0, len(groups), per_update):
+        batch = [r for r in rows if start <= r[0] < start + per_update]
+        n_tokens = sum(len(row.response) for _, row, *_ in batch)
+        total = torch.zeros(())
+        for _, row, A, old, _, ref in batch:
+            logp = full_logp(model, row.prompt, row.response, T)
+            losses = []
+            for t in range(len(row.response)):
+                rho = (logp[t] - old[t]).exp()
+                how = args.get("guide_ratio", "shaped") if row.guided else "clip"
+                if how == "shaped":
+                    gain = rho / (rho + gamma) * A
+                elif how == "none":
+                    gain = rho * A
+                elif how == "sequence":
+                    gain = (logp - old).sum().exp().detach() * logp[t] * A
+                else:
+                    clipped = torch.clamp(rho, 1 - args["eps_low"], 1 + args["eps_high"])
+                    gain = torch.minimum(rho * A, clipped * A)
+                k3 = (ref[t] - logp[t]).exp() - (ref[t] - logp[t]) - 1
+                losses.append(-gain + args["beta"] * k3)
+            if args["loss_agg"] == "token":
+                total = total + sum(losses) / n_tokens
+            elif args["loss_agg"] == "sequence":
+                total = total + sum(losses) / len(losses) / len(batch)
+            else:
+                total = total + sum(losses) / (len(batch) * args["max_response"])
+        model.zero_grad()
+        total.backward()
+        if not total.requires_grad or not batch:
+            continue
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= lr * min(1.0, args["grad_clip"] / norm) * p.grad
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), gamma
+
+
+BASE = {
+    "steps": 1, "prompts": 6, "n": 4, "seed": 10, "temperature": 0.7, "max_response": 16, "lr": 0.1, "warmup": 0,
+    "grad_clip": 1e9, "mini_batches": 1, "eps_low": 0.2, "eps_high": 0.2, "norm_std": True, "loss_agg": "token", "beta": 0.0,
+    "eval_problems": 2, "eval_n": 2, "eval_every": 0, "device": "cpu",
+}  # fmt: skip
+TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}  # the second update meets both clips
+
+
+@pytest.mark.parametrize(
+    "script, change",
+    [
+        ("grpo", {}),
+        ("grpo", {"loss_agg": "sequence", "norm_std": False, "warmup": 4, "gradient_checkpointing": True}),
+        ("grpo", {"loss_agg": "constant", "beta": 0.5, **TIGHT}),
+        ("grpo", {"grad_clip": 0.01, **TIGHT}),
+        ("guide_grpo", {}),
+        ("guide_grpo", {"beta": 0.5, **TIGHT}),
+        ("guide_grpo", {"guided_group": "replace", "guide_threshold": 0.25, "loss_agg": "sequence"}),
+        ("guide_grpo", {"guide_ratio": "clip", **TIGHT}),
+        ("guide_grpo", {"guide_ratio": "none", "norm_std": False, "temperature": 1.5}),
+        ("guide_grpo", {"guide_ratio": "sequence"}),
+        ("guide_grpo", {"guide_ratio": "naive", **TIGHT}),
+        ("guide_grpo", {"guide_gamma": 0.3, "guide_threshold": 0.5}),
+    ],
+)
+def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monkeypatch):
+    module = import_module(script)
+    args = {**BASE, **change}
+    sampled = []
+
+    def recorded(*a, **k):
+        groups = original(*a, **k)
+        sampled.append(list(groups))
+        return groups
+
+    original = module.rollout
+    monkeypatch.setattr(module, "rollout", recorded)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay: torch.optim.SGD(params, lr=lr))
+    run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
+
+    groups = list(sampled[0])
+    accuracies = [sum(row.reward for row in group) / len(group) for group in groups]
+    assert len(set(accuracies)) > 1, "the seed must give failed and solved groups"
+    if script == "guide_grpo":
+        failed = [i for i, accuracy in enumerate(accuracies) if accuracy <= args.get("guide_threshold", 0.0)]
+        assert failed and len(failed) == len(sampled[1])
+        for i, hinted in zip(failed, sampled[1]):
+            assert all(row.guided and row.problem == groups[i][0].problem for row in hinted)
+            groups[i] = hinted if args.get("guided_group") == "replace" else groups[i] + hinted
+    expected, gamma = naive_step(args, groups)
+    (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged.get("guide/gamma", gamma) == pytest.approx(gamma, abs=2e-6)
+    model = AutoModelForCausalLM.from_pretrained(run / "final")
+    actual = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(MODEL).parameters()])
+    moved = (expected - start).norm()
+    assert moved > 1e-4
+    assert (actual - expected).norm() < 2e-3 * moved
+
+
+def test_the_reference_model_stands_still(tmp_path):
+    grpo = import_module("grpo")
+    run = grpo.main(grpo.Args(**{**BASE, "steps": 2, "beta": 0.1, "lr": 1e-3, "run_dir": str(tmp_path / "run")}))
+    first, second = (json.loads(line)["train/kl"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert first == 0 and second > 1e-6
+
+
+def test_rounds_without_a_failed_group_and_data_without_hints(tmp_path):
+    guide_grpo = import_module("guide_grpo")
+    (tmp_path / "plain.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' * 8)
+    small = {**BASE, "prompts": 2, "run_dir": str(tmp_path / "run"), "data": str(tmp_path / "plain.jsonl"), "template": "plain"}
+    run = guide_grpo.main(guide_grpo.Args(**small, filter_rounds=2))
+    assert '"guide/failed": 0.0' in (Path(run) / "metrics.jsonl").read_text()
+
+
+def test_refilled_groups_are_of_new_prompts(tmp_path, monkeypatch):
+    grpo = import_module("grpo")
+    seen = []
+    original = grpo.rollout
+    monkeypatch.setattr(grpo, "rollout", lambda *a, **k: seen.append(list(a[4])) or original(*a, **k))
+    args = {**BASE, "prompts": 8, "filter_rounds": 4, "run_dir": str(tmp_path / "run")}
+    run = grpo.main(grpo.Args(**args))
+    drawn = [i for indices in seen for i in indices]
+    assert len(seen) > 1 and len(drawn) == len(set(drawn))
+    assert load_file(run / "final/model.safetensors")
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path):
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    from data import UserError
+
+    config = GraniteConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           num_key_value_heads=2, logits_scaling=8.0)
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="scales or caps its logits"):
+        import_module("grpo").load_model(str(tmp_path), "cpu")
