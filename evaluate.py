@@ -386,12 +386,20 @@ MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "w
 _open_run: list[Path] = []  # the run folder in use, for the last line of an interrupted run
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside of a training step."""
+
+
+def _terminate(*_):
+    raise Terminated
+
+
 def command_line(main, Args) -> None:
     """Runs `main(args)` of a training script; what the user can mend is one line on standard error and exit code 1."""
     import tyro
 
     script = Path(sys.argv[0]).stem
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--resume", default="")
@@ -416,11 +424,10 @@ def command_line(main, Args) -> None:
         main(args)
     except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a folder that cannot be written
         sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
-    except (KeyboardInterrupt, SystemExit) as stop:  # outside of a step: within one, the script itself saves first
-        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        if code in (130, 143) and _open_run:
-            print(f"\nstopped between two steps, nothing is lost; go on with: python {script}.py --resume {_open_run[-1]}")
-        sys.exit(code)
+    except KeyboardInterrupt as stop:  # outside of the steps: within them the script itself saves first
+        if _open_run:
+            print(f"\nstopped outside of a step, nothing is lost; go on with: python {script}.py --resume {_open_run[-1]}")
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def run_folder(args, script: str) -> Path:

@@ -18,8 +18,7 @@ both, and that `naive` (hinted samples taken for plain ones) is neither. `clip` 
 Differs from grpo.py by the section *guidance*, guided rows in `policy_loss`, four Args. Differs from the papers:
   - paper: A inside the guided group ("replace"); here: inside the 2 G samples of both groups ("union"), because a guided
     group that always succeeds then still teaches, and in our study it keeps pass@k far better (docs/results.md);
-  - paper: gamma per response, padding included; here: one gamma a step, over guided tokens only, so that neither padding
-    nor micro-batches change it. paper: failed groups that are fewer than the GPUs go unguided; here: all are guided;
+  - paper: gamma per response, padding included; here: one gamma a step, over guided tokens, whatever the micro-batches;
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
     step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);
   - paper: beta 0.04; here: 0 and no reference model, because a verifiable reward leaves no reward model to exploit.
@@ -500,9 +499,9 @@ def main(args: Args) -> Path:
             "rollout/truncated": np.mean([not row.finished for row in sampled]),
             "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
             **{f"verify/{why.replace(' ', '_')}": verdicts[why] for why in WHY},
-            "guide/failed": len(guided) / len(plain),
+            "guide/failed": len(guided) / len(plain), "guide/ratio": np.mean(ratios), "guide/gamma": gamma,
+            "guide/share": len(across) / max(1, len(used)),
             "guide/reward": np.mean([row.reward for group in guided for row in group] or [0.0]),
-            **{"guide/share": len(across) / max(1, len(used)), "guide/ratio": np.mean(ratios), "guide/gamma": gamma},
             "train/loss": loss_sum / max(1, updates),
             "train/grad_norm": norm_sum / max(1, updates),
             "train/lr": lr,

@@ -147,7 +147,8 @@ def test_pass_at_k_is_unbiased_and_exact_at_256():
 
 
 def result(counts, n=4):
-    return {"problems": [{"id": str(i), "n": n, "c": c, "mean_length": 1.0} for i, c in enumerate(counts)]}
+    rows = [{"id": str(i), "n": n, "c": c, "c_half": min(c, n // 2), "mean_length": 1.0} for i, c in enumerate(counts)]
+    return {"problems": rows}
 
 
 def test_decomposition_is_exact_and_additive():
@@ -162,6 +163,19 @@ def test_decomposition_is_exact_and_additive():
     other["problems"][0]["id"] = "another"
     with pytest.raises(UserError, match="different problems"):
         decompose(base, other)
+
+
+def test_split_by_the_base_is_measured_on_the_samples_that_did_not_sort():
+    # One model evaluated twice, every p = 1/16: what the same samples sort as "never" seems to gain, the halves do not.
+    n, p, rng = 16, 1 / 16, np.random.default_rng(0)
+    draws = rng.random((2, 4000, n)) < p
+    base, again = ({"problems": [{"id": str(i), "n": n, "c": int(d.sum()), "c_half": int(d[: n // 2].sum())}
+                                 for i, d in enumerate(half)]} for half in draws)
+    split = decompose(base, again)
+    assert split["capability_gain"] > 0.01  # the definition's own noise floor, as the docstring says
+    for _, problems, before, after in split["by_base"]:
+        error = math.sqrt(2 * p * (1 - p) / (problems * n / 2))
+        assert abs(before - p) < 4 * error and abs(after - p) < 4 * error
 
 
 def test_curve_has_a_band_around_the_mean(tmp_path):

@@ -68,7 +68,8 @@ def test_two_steps_from_the_command_line(script, tmp_path, tokenizer):
     assert sorted(p.name for p in run_dir.iterdir()) == left.split()
     assert [m["step"] for m in metrics(run_dir)] == [1, 2]
     for m in metrics(run_dir):
-        assert sum(m[f"verify/{why}"] for why in ("right", "wrong", "no_answer", "timeout", "error")) == 16
+        scored = sum(m[f"verify/{why}"] for why in ("right", "wrong", "no_answer", "timeout", "error"))
+        assert scored == 16 + 16 * m.get("guide/failed", 0)
         assert all(math.isfinite(v) for v in m.values()) and m["train/lr"] == 1e-4
         assert m["engine/gap_max"] < 1e-4 and m["train/clip_fraction"] == 0  # on-policy
     before = load_file("assets/countdown/model.safetensors")
@@ -149,7 +150,7 @@ def test_without_any_signal_nothing_moves_and_the_metrics_say_so(tmp_path, monke
     sys.path.insert(0, str(tmp_path))
     run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right", filter_rounds=2)
     (m,) = metrics(run_dir)
-    assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["verify/wrong"] == 3 * 16 and m["guide/failed"] == 1
+    assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["verify/wrong"] == 2 * 3 * 16 and m["guide/failed"] == 1
     before = load_file("assets/countdown/model.safetensors")
     assert all(torch.equal(before[k], v) for k, v in weights(run_dir).items())
 
