@@ -462,15 +462,18 @@ def encode(problems, tokenizer, template: str, max_tokens: int):
 def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> list[int]:
     """Indices of the problems of one step: a pure function of its arguments, so a resumed run goes on as it would have.
 
-    Positions step * count ... of an endless sequence of reshuffled epochs. Another `stream` is another such sequence.
+    Positions step * count ... of an endless sequence of reshuffled epochs. `stream` 1, 2 .. are refills of the same step,
+    from sequences of their own, without what the earlier ones drew.
     """
 
     @cache
     def epoch(e):
         return np.random.default_rng([seed, stream, e]).permutation(n_problems)
 
+    earlier = {i for s in range(stream) for i in draw(n_problems, count, step, seed, s)}
     positions = range(step * count, (step + 1) * count)
-    return [int(epoch(p // n_problems)[p % n_problems]) for p in positions]
+    drawn = [int(epoch(p // n_problems)[p % n_problems]) for p in positions]
+    return [i for i in drawn if i not in earlier]
 
 
 def main():

@@ -260,11 +260,9 @@ def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.T
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    centered_BG = rewards_BG - rewards_BG.mean(1, keepdim=True)
-    if norm_std:
-        centered_BG = centered_BG / (rewards_BG.std(1, keepdim=True) + 1e-6)
+    scale_B1 = rewards_BG.std(1, keepdim=True) + 1e-6 if norm_std else 1.0
     equal_B1 = (rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True)  # a test of the std would meet rounding
-    return centered_BG.masked_fill(equal_B1, 0.0)
+    return ((rewards_BG - rewards_BG.mean(1, keepdim=True)) / scale_B1).masked_fill(equal_B1, 0.0)
 
 
 # ---- loss ------------------------------------------------------------------------------------------------------------
@@ -293,8 +291,7 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low:
 
 def kl_k3(logp_NT, ref_logp_NT):
     """k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0 per token: its mean over y ~ pi is KL(pi || pi_ref) (eq. 4)."""
-    log_ratio_NT = ref_logp_NT - logp_NT
-    return log_ratio_NT.exp() - log_ratio_NT - 1
+    return (ref_logp_NT - logp_NT).exp() - (ref_logp_NT - logp_NT) - 1
 
 
 def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_response: int):
@@ -390,13 +387,9 @@ def main(args: Args) -> Path:
         clock = [time.perf_counter()]
 
         # rollout: B groups of G rows
-        plain: list[list[Row]] = []  # all that was sampled
-        guided: list[list[Row]] = []  # with a hint
-        groups: list[list[Row]] = []  # all that is trained on
+        plain, guided, groups = [], [], []  # sampled without and with a hint, all that is trained on
         for attempt in range(1 + args.filter_rounds):
-            drawn = {group[0].problem for group in plain}
-            indices = [i for i in data.draw(len(problems), args.prompts, step, args.seed, stream=attempt) if i not in drawn]
-            indices = indices[: args.prompts - len(groups)]
+            indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
             new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
                           args.max_response, seed=(args.seed, step, attempt))
             plain += new
@@ -409,11 +402,7 @@ def main(args: Args) -> Path:
                 new[i] = new[i] + group if args.guided_group == "union" else group
             guided += hinted
 
-            if args.filter_rounds:
-                new = [group for group in new if len({row.reward for row in group}) > 1]
-            groups += new
-            if len(groups) == args.prompts:
-                break
+            groups += [group for group in new if not args.filter_rounds or len({row.reward for row in group}) > 1]
         rows = [row for group in groups for row in group]
         clock.append(time.perf_counter())
 
@@ -425,7 +414,8 @@ def main(args: Args) -> Path:
 
         # log-probs under the policies that stand still during the update
         score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
-        used = [row for row in rows if row.advantage != 0 or reference is not None]  # the others have no gradient
+        used = [row for row in rows if row.advantage != 0 or args.beta > 0]  # the others have no gradient
+        has_gradient = {id(row) for row in used}
         off_policy = [row for row in used if row.guided or args.mini_batches > 1]
         contexts = [row.prompt if args.guide_ratio == "naive" else row.sampled_from for row in off_policy]
         for row, logp_T in zip(off_policy, score(model, off_policy, contexts)):
@@ -446,7 +436,7 @@ def main(args: Args) -> Path:
         for part in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = [row for i in part for row in groups[i]]
             n_tokens = sum(len(row.response) for row in batch)
-            live = [row for row in batch if row.advantage != 0 or reference is not None]  # denominators count all rows
+            live = [row for row in batch if id(row) in has_gradient]  # the denominators count all rows
             if not live:
                 continue
             for micro in micro_batches([len(row.prompt) + len(row.response) for row in live], args.micro_tokens):
@@ -466,7 +456,8 @@ def main(args: Args) -> Path:
 
                 engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
                 seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT,
-                        "train/kl": kl_NT, "engine/gap_mean": (old_NT - engine_NT).abs()}
+                        "train/kl": kl_NT,
+                        "engine/gap_mean": (old_NT - engine_NT).abs()}
                 for key, value_NT in seen.items():
                     means[key] += (value_NT.detach() * mask_NT).sum().item()
                 gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())

@@ -19,8 +19,11 @@ from transformers import AutoModelForCausalLM
 MODEL = "assets/countdown"
 
 
-def full_logp(model, prompt, response, temperature):
+def full_logp(model, prompt, response, temperature, entropies=None):
     logits = model(torch.tensor([prompt + response])).logits[0] / temperature
+    if entropies is not None:
+        at = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+        entropies += torch.distributions.Categorical(logits=logits[at]).entropy()
     return torch.stack([logits.log_softmax(-1)[len(prompt) + t - 1, token] for t, token in enumerate(response)])
 
 
@@ -38,14 +41,21 @@ def naive_step(args, groups):
     T = args["temperature"]
     rows = []
     for g, group in enumerate(groups):
-        for row, A in zip(group, advantages([row.reward for row in group], args["norm_std"])):
+        if "reinforce" in args:
+            right, wrong = {"psr": (1, 0), "nsr": (0, -1), "w-reinforce": (args["lam"], -1)}[args["reinforce"]]
+            signed = [(row, right if row.reward else wrong) for row in group]
+            signed = [(row, A) for row, A in signed if A != 0]
+        else:
+            signed = zip(group, advantages([row.reward for row in group], args["norm_std"]))
+        for row, A in signed:
             with torch.no_grad():
                 context = row.prompt if args.get("guide_ratio") == "naive" else row.sampled_from
                 old = full_logp(model, context, row.response, T)
                 plain = full_logp(model, row.prompt, row.response, T)
                 ref = full_logp(reference, row.prompt, row.response, T)
             rows.append((g, row, A, old, plain, ref))
-    across = [(plain - old).exp() for _, row, A, old, plain, _ in rows if row.guided and (A != 0 or args["beta"])]
+    beta, entropy_coef = args.get("beta", 0.0), args.get("entropy_coef", 0.0)
+    across = [(plain - old).exp() for _, row, A, old, plain, _ in rows if row.guided and (A != 0 or beta)]
     gamma = args.get("guide_gamma") or (max(1e-4, np.quantile(torch.cat(across).numpy(), 0.9)) if across else 1.0)
     lr = args["lr"] * min(1, 1 / max(1, args["warmup"]))
     per_update = len(groups) // args["mini_batches"]
@@ -54,8 +64,8 @@ def naive_step(args, groups):
         n_tokens = sum(len(row.response) for _, row, *_ in batch)
         total = torch.zeros(())
         for _, row, A, old, _, ref in batch:
-            logp = full_logp(model, row.prompt, row.response, T)
-            losses = []
+            entropies, losses = torch.zeros(len(row.response)), []
+            logp = full_logp(model, row.prompt, row.response, T, entropies)
             for t in range(len(row.response)):
                 rho = (logp[t] - old[t]).exp()
                 how = args.get("guide_ratio", "shaped") if row.guided else "clip"
@@ -69,7 +79,7 @@ def naive_step(args, groups):
                     clipped = torch.clamp(rho, 1 - args["eps_low"], 1 + args["eps_high"])
                     gain = torch.minimum(rho * A, clipped * A)
                 k3 = (ref[t] - logp[t]).exp() - (ref[t] - logp[t]) - 1
-                losses.append(-gain + args["beta"] * k3)
+                losses.append(-gain + beta * k3 - entropy_coef * entropies[t])
             if args["loss_agg"] == "token":
                 total = total + sum(losses) / n_tokens
             elif args["loss_agg"] == "sequence":
@@ -102,6 +112,9 @@ TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}  # th
         ("grpo", {"loss_agg": "sequence", "norm_std": False, "warmup": 4, "gradient_checkpointing": True}),
         ("grpo", {"loss_agg": "constant", "beta": 0.5, **TIGHT}),
         ("grpo", {"grad_clip": 0.01, **TIGHT}),
+        ("nsr", {"reinforce": "psr", "lam": 0.1, "entropy_coef": 0.0}),
+        ("nsr", {"reinforce": "nsr", "lam": 0.1, "entropy_coef": 0.3, "loss_agg": "sequence"}),
+        ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1, **TIGHT}),
         ("guide_grpo", {}),
         ("guide_grpo", {"beta": 0.5, **TIGHT}),
         ("guide_grpo", {"guided_group": "replace", "guide_threshold": 0.25, "loss_agg": "sequence"}),
@@ -115,6 +128,8 @@ TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}  # th
 def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monkeypatch):
     module = import_module(script)
     args = {**BASE, **change}
+    if script == "nsr":
+        args = {key: value for key, value in args.items() if key not in ("norm_std", "beta")}
     sampled = []
 
     def recorded(*a, **k):
