@@ -229,9 +229,7 @@ def show(row: Row, problems, tokenizer) -> dict:
 # ---- advantage -------------------------------------------------------------------------------------------------------
 
 def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.Tensor:
-    """A_BG = (r - mean) / (std + 1e-6) inside each group; exactly 0 where all rewards of a group are equal.
-
-    DeepSeekMath section 4.1.2; std is unbiased (G - 1). Without `norm_std`: r - mean (Dr. GRPO, arXiv 2503.20783).
+    """A_BG = (r - mean) / (std + 1e-6) inside each group, std unbiased (section 4.1.2); 0 where all its rewards are equal.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
@@ -357,8 +355,9 @@ def main(args: Args) -> Path:
         plain, groups = [], []  # all that was sampled, all that is trained on
         for attempt in range(1 + args.filter_rounds):
             indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
+            stream = (args.seed, step, attempt)
             new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
-                          args.max_response, seed=(args.seed, step, attempt))
+                          args.max_response, seed=stream)
             plain += new
             groups += [group for group in new if not args.filter_rounds or len({row.reward for row in group}) > 1]
         rows = [row for group in groups for row in group]

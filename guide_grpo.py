@@ -252,9 +252,7 @@ def failed_groups(groups: list[list[Row]], hinted_prompts, threshold: float) -> 
 # ---- advantage -------------------------------------------------------------------------------------------------------
 
 def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.Tensor:
-    """A_BG = (r - mean) / (std + 1e-6) inside each group; exactly 0 where all rewards of a group are equal.
-
-    DeepSeekMath section 4.1.2; std is unbiased (G - 1). Without `norm_std`: r - mean (Dr. GRPO, arXiv 2503.20783).
+    """A_BG = (r - mean) / (std + 1e-6) inside each group, std unbiased (section 4.1.2); 0 where all its rewards are equal.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
@@ -390,14 +388,15 @@ def main(args: Args) -> Path:
         plain, guided, groups = [], [], []  # sampled without and with a hint, all that is trained on
         for attempt in range(1 + args.filter_rounds):
             indices = data.draw(len(problems), args.prompts, step, args.seed, stream=attempt)[: args.prompts - len(groups)]
+            stream = (args.seed, step, attempt)
             new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
-                          args.max_response, seed=(args.seed, step, attempt))
+                          args.max_response, seed=stream)
             plain += new
 
             # guidance: failed prompts are rolled out again with their hint
             failed = failed_groups(new, hinted_prompts, args.guide_threshold)
             hinted = rollout(sampler, verifier, tokenizer, problems, [new[i][0].problem for i in failed], prompts,
-                             hinted_prompts, args.n, args.temperature, args.max_response, seed=(args.seed, step, attempt, 1))
+                             hinted_prompts, args.n, args.temperature, args.max_response, seed=(*stream, 1))
             for i, group in zip(failed, hinted):
                 new[i] = new[i] + group if args.guided_group == "union" else group
             guided += hinted

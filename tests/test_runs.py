@@ -19,7 +19,7 @@ import grpo
 from data import UserError
 from evaluate import command_line
 
-SCRIPTS = ["grpo", "guide_grpo", "nsr"]
+SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
 SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -61,7 +61,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_two_steps_from_the_command_line(script, tmp_path, tokenizer):
     run_dir = tmp_path / "run"
-    done = run(script, **SMALL, run_dir=run_dir)
+    done = run(script, **SMALL, run_dir=run_dir, **({"critic_warmup": 1} if "ppo" in script else {}))
     assert done.returncode == 0, done.stderr
     assert "pass@8" in done.stdout and "self-distillation" in done.stdout and done.stdout.splitlines()[-1].startswith("done: ")
     left = "args.json checkpoint curves.png eval_base.json eval_trained.json final metrics.jsonl rollouts.jsonl"
@@ -87,7 +87,8 @@ def test_help_shows_the_header_and_every_comment():
 def test_resumed_run_is_the_same_run(script, tmp_path):
     # everything that could be forgotten: several updates a step, a reference model, warm-up, refilled groups
     args = {"mini_batches": 2, "warmup": 4, "eval_every": 3, "keep": 1}
-    args |= {"entropy_coef": 0.01} if script == "nsr" else {"beta": 0.01, "filter_rounds": 1}
+    args |= {"entropy_coef": 0.01} if script == "nsr" else {"beta": 0.01}
+    args |= {"critic_warmup": 2} if "ppo" in script else {"filter_rounds": 1} if "grpo" in script else {}
     whole = train(script, **args, steps=6, run_dir=str(tmp_path / "whole"))
     half = train(script, **args, steps=3, run_dir=str(tmp_path / "half"))
     torch.manual_seed(12345)

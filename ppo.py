@@ -1,0 +1,555 @@
+r"""PPO: Proximal Policy Optimization with a critic and verifiable rewards.
+
+Paper: Schulman et al. 2017 (arXiv 1707.06347); GAE: arXiv 1506.02438; the token rewards are those of RLHF, arXiv 2203.02155.
+
+    actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t  min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
+    critic  min_phi    1/tokens  sum_t  0.5 max( (V_t - R_t)^2, (clip(V_t, V_old_t -+ value_clip) - R_t)^2 )
+    rho_t = pi(y_t | x, y_<t) / pi_old(y_t | x, y_<t)
+    r_t   = [t last] r(y) - beta log(pi_old(y_t | ..) / pi_ref(y_t | ..))                    k1, only when beta > 0
+    A_t   = sum_l (gamma lambda)^l (r_t+l + gamma V_t+l+1 - V_t+l)   whitened over the batch   R_t = A_t + V_t, not whitened
+
+Differs from the papers:
+  - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
+    step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's).
+  - n samples per prompt, as in GRPO: the critic, not the group, is the baseline, and it shares nothing with the policy.
+
+    python ppo.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
+    python ppo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval --template qwen-math \
+        --prompts 1024 --mini-batches 4 --max-response 3072 --lr 1e-6 --critic-lr 1e-5 --beta 1e-3   # the NSR paper's baseline
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+from transformers import AutoModel, AutoModelForCausalLM
+
+import data
+import evaluate
+from data import TEMPLATES, UserError
+from verify import WHY, Verdict, Verifier, check_golds
+
+# Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
+# M valid response tokens of a micro-batch, V vocabulary.
+
+# ---- args ------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Args:
+    model: str = "assets/countdown"  # Hugging Face hub id or folder
+    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a .jsonl, .json, .parquet, .csv file
+    data_split: str = "train"  # of a hub id or countdown
+    eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
+    eval_split: str = "test"  # of a hub id or countdown
+    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
+    verifier: str = ""  # module:function of your own, (completion, problem) -> bool
+    workers: int = 2  # verifier processes
+    max_prompt: int = 1024  # longer prompts are left out and counted, tokens
+    max_response: int = 16  # tokens; the papers use 3072
+    steps: int = 200  # rollout batches
+    prompts: int = 32  # B, prompts a step
+    n: int = 8  # G, samples a prompt
+    temperature: float = 1.0  # of the policy, in sampling and in the loss
+    mini_batches: int = 1  # optimizer steps a rollout batch; 1 is fully on-policy
+    micro_tokens: int = 16384  # padded tokens a forward pass: memory only, the gradient does not depend on it
+    lr: float = 1e-4  # peak learning rate; 1e-6 for billions of parameters
+    warmup: int = 0  # steps of linear warm-up
+    weight_decay: float = 0.01  # AdamW
+    grad_clip: float = 1.0  # gradient norm
+    eps_low: float = 0.2  # the ratio's lower clip
+    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    critic_lr: float = 1e-3  # peak learning rate of the critic; 1e-5 for billions of parameters
+    critic_warmup: int = 5  # first steps, in which the critic learns alone
+    value_clip: float = 0.5  # of the critic's change in one step
+    gamma: float = 1.0  # discount
+    gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
+    whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum over tokens / number | row means / rows | / max
+    beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model; 1e-3 in the NSR paper
+    eval_every: int = 25  # steps; 0: at the start and the end only
+    eval_problems: int = 256  # at most
+    eval_n: int = 64  # samples a problem, at the start and the end
+    eval_temperature: float = 1.0  # the papers report 0.6 with top_p 0.95, see evaluate.py
+    save_every: int = 50  # steps between checkpoints; 0: when stopped only
+    keep: int = 2  # newest checkpoints kept
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    sampler: Literal["auto", "transformers"] = "auto"  # the engine that samples
+    seed: int = 0  # of the order of problems and of all sampling
+    run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
+    resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
+    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # log there too, besides metrics.jsonl
+
+
+# ---- policy ----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Row:
+    """One sampled response. It is trained on after `prompt`; it was sampled after `sampled_from`."""
+
+    problem: int
+    prompt: list[int]
+    sampled_from: list[int]
+    response: list[int]
+    engine_logp: list[float]
+    finished: bool  # ended in a stop token, not at max_response
+    guided: bool  # sampled with a hint that is not in `prompt`
+    verdict: Verdict
+    advantage: float = 0.0
+    old_logp: torch.Tensor | None = None  # [T] under the sampling policy; None: the policy itself, not yet updated
+    ref_logp: torch.Tensor | None = None  # [T] under the reference model
+
+    @property
+    def reward(self) -> float:
+        return float(self.verdict.correct)
+
+
+def load_model(path: str, device: str) -> torch.nn.Module:
+    """The model in float32, the master weights. Raises UserError if its logits are not head(hidden states), scaled say."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+    ids = torch.arange(8, device=device)[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1].log_softmax(-1)
+        logp_NT, _, _ = token_logprobs(model, ids, torch.tensor([1], device=device), torch.tensor([7], device=device), 1.0)
+    if not torch.allclose(logits.gather(1, ids[0, 1:, None])[:, 0], logp_NT[0], atol=1e-3):
+        raise UserError(f"--model {path} scales or caps its logits, which token_logprobs does not do")
+    return model
+
+
+def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids_NL with the lengths of prompts and responses [N]. Masks come from lengths, never from ids.
+
+    >>> pad([[5, 6], [7]], [[8], [9, 9]], "cpu")[0].tolist()
+    [[5, 6, 8], [7, 9, 9]]
+    """
+    length = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    ids_NL = torch.tensor([p + r + [0] * (length - len(p) - len(r)) for p, r in zip(prompts, responses)], device=device)
+    prompt_N = torch.tensor([len(p) for p in prompts], device=device)
+    response_N = torch.tensor([len(r) for r in responses], device=device)
+    return ids_NL, prompt_N, response_N
+
+
+def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 4096):
+    """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
+
+    The logits exist for `chunk` tokens at a time and are recomputed in the backward pass: never [N, L, V], and never
+    for the prompt. No attention mask: padding stands right of every response, where a causal model does not look.
+    """
+    T = int(response_N.max())
+    mask_NT = torch.arange(T, device=ids_NL.device) < response_N[:, None]
+    row_M, t_M = mask_NT.nonzero(as_tuple=True)
+    at_M = prompt_N[row_M] + t_M  # where the token stands in its row; the position before predicts it
+    hidden_NLD = model.base_model(ids_NL, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+
+    def score(hidden_mD, token_m):
+        logp_mV = (head(hidden_mD).float() / temperature).log_softmax(-1)
+        return logp_mV.gather(1, token_m[:, None])[:, 0], -(logp_mV.exp() * logp_mV).sum(-1)
+
+    hidden_MD, token_M = hidden_NLD[row_M, at_M - 1], ids_NL[row_M, at_M]
+    parts = [
+        recompute(score, h, tokens, use_reentrant=False)
+        for h, tokens in zip(hidden_MD.split(chunk), token_M.split(chunk))
+    ]
+    logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
+    zeros_NT = torch.zeros(mask_NT.shape, device=ids_NL.device)
+    return zeros_NT.index_put((row_M, t_M), logp_M), zeros_NT.index_put((row_M, t_M), entropy_M), mask_NT
+
+
+def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices packed, longest first, so that rows x longest row stays within `budget` tokens (one row may exceed it).
+
+    >>> micro_batches([3, 9, 4], budget=10)
+    [[1], [2, 0]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@torch.no_grad()
+def rows_logprobs(model, rows: list[Row], prompts: list[list[int]], temperature: float, budget: int, autocast):
+    """Log-probs [T] of each row's response after the given prompt, without gradient."""
+    out: list[torch.Tensor] = [None] * len(rows)
+    for batch in micro_batches([len(p) + len(r.response) for p, r in zip(prompts, rows)], budget):
+        ids = pad([prompts[i] for i in batch], [rows[i].response for i in batch], model.device)
+        with autocast:
+            logp_NT, _, _ = token_logprobs(model, *ids, temperature)
+        for i, logp_T in zip(batch, logp_NT):
+            out[i] = logp_T[: len(rows[i].response)]
+    return out
+
+
+def stack(logps: list[torch.Tensor | None], logp_NT: torch.Tensor) -> torch.Tensor:
+    """Rows [T] as one [N, T]. A row that is None is the policy's own, detached: its ratio is exactly 1, without rounding."""
+    out_NT = logp_NT.detach().clone()
+    for i, logp_T in enumerate(logps):
+        if logp_T is not None:
+            out_NT[i, : len(logp_T)] = logp_T
+    return out_NT
+
+
+# ---- critic ----------------------------------------------------------------------------------------------------------
+
+
+class Critic(torch.nn.Module):
+    """A second copy of the model with one number a token in the place of the logits: V = 0 before the first update."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
+        self.head = torch.nn.Linear(self.backbone.config.hidden_size, 1)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids_NL, prompt_N, response_N):
+        """values_NT: V(x, y_<t), read before token t; 0 beyond the response."""
+        t_T = torch.arange(int(response_N.max()), device=ids_NL.device)
+        before_NT = (prompt_N[:, None] + t_T - 1).clamp(max=ids_NL.shape[1] - 1)
+        hidden_NLD = self.backbone(ids_NL, use_cache=False).last_hidden_state
+        values_NT = self.head(hidden_NLD)[..., 0].float().gather(1, before_NT)
+        return values_NT * (t_T < response_N[:, None])
+
+
+@torch.no_grad()
+def rows_values(critic, rows: list[Row], budget: int, device, autocast) -> list[torch.Tensor]:
+    """The critic's values [T] along each response, after its plain prompt."""
+    out: list[torch.Tensor] = [None] * len(rows)
+    for batch in micro_batches([len(row.prompt) + len(row.response) for row in rows], budget):
+        ids = pad([rows[i].prompt for i in batch], [rows[i].response for i in batch], device)
+        with autocast:
+            values_NT = critic(*ids)
+        for i, values_T in zip(batch, values_NT):
+            out[i] = values_T[: len(rows[i].response)]
+    return out
+
+
+# ---- rollout ---------------------------------------------------------------------------------------------------------
+
+def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_response, seed):
+    """`n` scored rows for each problem index, a group each: sampled after `sampled_from`, to be trained on after `prompts`."""
+    samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
+    texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
+    verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
+    guided = sampled_from is not prompts
+    return [
+        [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, next(verdicts)) for s in group]
+        for i, group in zip(indices, samples)
+    ]
+
+
+def show(row: Row, problems, tokenizer) -> dict:
+    """A row as a person reads it, for rollouts.jsonl."""
+    problem = problems[row.problem]
+    return {
+        "problem": problem.id, "prompt": tokenizer.decode(row.prompt), "guided": row.guided,
+        "sampled_from": tokenizer.decode(row.sampled_from), "completion": tokenizer.decode(row.response),
+        "answer": problem.answer, "verdict": row.verdict.why, "reward": row.reward, "advantage": row.advantage,
+    }
+
+
+# ---- advantage -------------------------------------------------------------------------------------------------------
+
+def gae(rewards_NT, values_NT, mask_NT, gamma: float, lam: float):
+    """Generalised advantage estimation over the valid tokens (arXiv 1506.02438, eq. 16): (advantages_NT, returns_NT).
+
+    A_t = delta_t + gamma lam A_t+1 with delta_t = r_t + gamma V_t+1 - V_t; V and A are 0 after the last token, which ends
+    the episode, truncated or not. returns = A + V. Both are 0 where mask is False, whatever stands there.
+
+    >>> one, half = torch.ones(1, 3, dtype=bool), torch.full((1, 3), 0.5)
+    >>> gae(torch.tensor([[0.0, 0.0, 1.0]]), half, one, gamma=1.0, lam=1.0)[0]
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
+    rewards_NT, values_NT = rewards_NT.masked_fill(~mask_NT, 0.0), values_NT.masked_fill(~mask_NT, 0.0)
+    advantages_NT = torch.zeros_like(values_NT)
+    next_A_N = next_V_N = torch.zeros_like(values_NT[:, 0])
+    for t in reversed(range(values_NT.shape[1])):
+        delta_N = rewards_NT[:, t] + gamma * next_V_N - values_NT[:, t]
+        next_A_N = (delta_N + gamma * lam * next_A_N) * mask_NT[:, t]
+        next_V_N = values_NT[:, t]
+        advantages_NT[:, t] = next_A_N
+    return advantages_NT, (advantages_NT + values_NT) * mask_NT
+
+
+def whitened(x_NT, mask_NT):
+    """(x - mean) / (std + 1e-8) over the valid tokens of the batch; 0 beyond them."""
+    x_M = x_NT[mask_NT]
+    return torch.where(mask_NT, (x_NT - x_M.mean()) / (x_M.std(unbiased=False) + 1e-8), 0.0)
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+def policy_loss(logp_NT, old_logp_NT, advantages_NT, eps_low: float, eps_high: float):
+    """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
+
+    loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or [N, 1] where
+    the tokens of a response share it.
+    """
+    ratio_NT = (logp_NT - old_logp_NT).exp()
+    gain_NT = ratio_NT * advantages_NT
+    clipped_gain_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high) * advantages_NT
+    return -torch.min(gain_NT, clipped_gain_NT), clipped_gain_NT < gain_NT
+
+
+def explained_variance(values_M, returns_M) -> float:
+    """1 - Var(R - V) / Var(R): 1 for a perfect critic, 0 for a constant, below 0 for a harmful one; 0 if all returns agree."""
+    variance = returns_M.var(unbiased=False).item()
+    return 1 - (returns_M - values_M).var(unbiased=False).item() / variance if variance > 0 else 0.0
+
+
+def value_loss(values_NT, old_values_NT, returns_NT, clip: float):
+    """0.5 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2) per token, and where the clipped one is the larger."""
+    near_NT = old_values_NT + (values_NT - old_values_NT).clamp(-clip, clip)
+    free_NT, clipped_NT = (values_NT - returns_NT) ** 2, (near_NT - returns_NT) ** 2
+    return 0.5 * torch.max(free_NT, clipped_NT), clipped_NT > free_NT
+
+
+def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_response: int):
+    """One micro-batch's share of the loss of an optimizer step of `n_rows` rows with `n_tokens` response tokens.
+
+    The shares add up to the same loss, and the same gradient, for any micro-batches.
+    """
+    loss_NT = loss_NT * mask_NT
+    if loss_agg == "token":
+        return loss_NT.sum() / n_tokens
+    if loss_agg == "sequence":
+        return (loss_NT.sum(1) / mask_NT.sum(1)).sum() / n_rows
+    return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
+
+
+# ---- checkpoint ------------------------------------------------------------------------------------------------------
+
+def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
+    """checkpoint/step-000012.pt: everything that the next step depends on. Whole or not at all."""
+    path = run / "checkpoint" / f"step-{step:06d}.pt"
+    path.parent.mkdir(exist_ok=True)
+    state = {"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}
+    try:
+        with open(f"{path}.part", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        Path(f"{path}.part").unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error}): make room, then go on with --resume {run}") from error
+    os.replace(f"{path}.part", path)
+    for old in [*sorted(path.parent.glob("step-*.pt"))[:-keep], *path.parent.glob("*.part")]:
+        old.unlink()
+
+
+def load_checkpoint(run: Path, parts: dict) -> int:
+    """Restores the newest checkpoint of a run, if there is one; the steps done. Log lines of later steps are removed."""
+    newest = max((run / "checkpoint").glob("step-*.pt"), default=None)
+    state = torch.load(newest, map_location="cpu") if newest else {"step": 0, "rng": torch.get_rng_state()}
+    for name, part in parts.items() if newest else ():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["rng"])
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        whole = [line for line in (run / name).read_text().splitlines(keepends=True) if line.endswith("\n")]
+        (run / f"{name}.part").write_text("".join(line for line in whole if json.loads(line)["step"] <= state["step"]))
+        os.replace(run / f"{name}.part", run / name)
+    return state["step"]
+
+
+# ---- main ------------------------------------------------------------------------------------------------------------
+
+def main(args: Args) -> Path:
+    if args.temperature <= 0 or args.keep < 1:
+        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
+    if args.prompts % args.mini_batches:
+        raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
+    device = evaluate.pick_device(args.device)
+    template = data.pick_template(args.template, args.data)
+    tokenizer = evaluate.load_tokenizer(args.model)
+    verifier = Verifier(args.workers, custom=args.verifier or None)
+    problems = check_golds(data.load(args.data, args.data_split), verifier)
+    problems, prompts, hinted_prompts, counts = data.encode(problems, tokenizer, template, args.max_prompt)
+    evaluation = evaluate.held_out(args, tokenizer, template, verifier)
+
+    run = evaluate.run_folder(args, Path(__file__).stem)
+    torch.manual_seed(args.seed)
+    model = load_model(args.model, device)
+    critic = Critic(args.model).to(device)
+    reference = load_model(args.model, device).eval() if args.beta > 0 else None
+    if args.gradient_checkpointing:
+        model.train()  # transformers recomputes in training mode only
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay)
+    parts = {"model": model, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
+    start = load_checkpoint(run, parts) if args.resume else 0
+    sampler = evaluate.Sampler(args.model, args.sampler, device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    log = evaluate.tracker(args, run)
+    print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
+
+    if evaluation and start == 0 and not (run / "eval_base.json").exists():
+        evaluate.write_json(run / "eval_base.json", evaluation(sampler, args.eval_n))
+    sampler.update(model.named_parameters())
+
+    stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
+    catch = lambda number, _: sys.exit(1) if stopped else stopped.append(number)  # noqa: E731
+    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    done = start
+    bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True)
+    for step in bar:
+        clock = [time.perf_counter()]
+
+        # rollout: B groups of G rows
+        indices = data.draw(len(problems), args.prompts, step, args.seed)
+        stream = (args.seed, step, 0)
+        new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
+                      args.max_response, seed=stream)
+        plain = list(new)
+        groups = new
+        rows = [row for group in groups for row in group]
+        clock.append(time.perf_counter())
+
+        # log-probs under the policies that stand still during the update
+        score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
+        off_policy = [row for row in rows if args.mini_batches > 1 or args.beta > 0]
+        for row, logp_T in zip(off_policy, score(model, off_policy, [row.sampled_from for row in off_policy])):
+            row.old_logp = logp_T
+        if reference is not None:
+            for row, logp_T in zip(rows, score(reference, rows, [row.prompt for row in rows])):
+                row.ref_logp = logp_T
+
+        # advantage
+        values = rows_values(critic, rows, args.micro_tokens, device, autocast)
+        lengths_N = torch.tensor([len(row.response) for row in rows], device=device)
+        valid_NT = torch.arange(int(lengths_N.max()), device=device) < lengths_N[:, None]
+        rewards_NT = torch.zeros(valid_NT.shape, device=device)
+        old_values_NT = stack(values, rewards_NT)
+        rewards_NT[torch.arange(len(rows)), lengths_N - 1] = torch.tensor([row.reward for row in rows], device=device)
+        for i, row in enumerate(rows if reference is not None else []):
+            rewards_NT[i, : len(row.response)] -= args.beta * (row.old_logp - row.ref_logp)  # k1
+        raw_NT, returns_NT = gae(rewards_NT, old_values_NT, valid_NT, args.gamma, args.gae_lambda)
+        advantages_NT = whitened(raw_NT, valid_NT) if args.whiten else raw_NT
+        for i, row in enumerate(rows):
+            row.advantage = raw_NT[i, : len(row.response)].mean().item()
+        clock.append(time.perf_counter())
+
+        # update
+        warmup = min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
+        lr, critic_lr = warmup * args.lr, warmup * args.critic_lr
+        means: dict[str, float] = defaultdict(float)  # sums over the tokens of the update, until they are logged
+        loss_sum, norm_sum, gap_max, tokens, updates, n_live = 0.0, 0.0, 0.0, 0, 0, 0
+        first = np.cumsum([0, *map(len, groups)])  # of the rows of each group
+        for part in np.array_split(np.arange(len(groups)), args.mini_batches):
+            batch = [i for g in part for i in range(first[g], first[g + 1])]
+            n_tokens = sum(len(rows[i].response) for i in batch)
+            for micro in micro_batches([len(rows[i].prompt) + len(rows[i].response) for i in batch], args.micro_tokens):
+                at = [batch[i] for i in micro]
+                some = [rows[i] for i in at]
+                ids = pad([row.prompt for row in some], [row.response for row in some], device)
+                with autocast:
+                    logp_NT, entropy_NT, mask_NT = token_logprobs(model, *ids, args.temperature)
+                    values_NT = critic(*ids)
+                T = mask_NT.shape[1]
+                old_NT = stack([row.old_logp for row in some], logp_NT)
+                loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_NT[at, :T], args.eps_low, args.eps_high)
+                loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
+                value_NT, value_clipped_NT = value_loss(values_NT, old_values_NT[at, :T], returns_NT[at, :T], args.value_clip)
+                aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response).backward()
+                if step >= args.critic_warmup:
+                    loss.backward()
+
+                engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
+                kl_NT = stack([row.old_logp for row in some], logp_NT) - stack([row.ref_logp for row in some], logp_NT)  # k1
+                seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT,
+                        "train/kl": kl_NT * (args.beta > 0), "critic/loss": value_NT, "critic/clip_fraction": value_clipped_NT,
+                        "engine/gap_mean": (old_NT - engine_NT).abs()}
+                for key, value_NT in seen.items():
+                    means[key] += (value_NT.detach() * mask_NT).sum().item()
+                gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())
+                loss_sum += loss.item()
+                tokens += int(mask_NT.sum())
+            for module, module_optimizer, module_lr in ((model, optimizer, lr), (critic, critic_optimizer, critic_lr)):
+                norm = torch.nn.utils.clip_grad_norm_(module.parameters(), args.grad_clip).item()
+                if not math.isfinite(norm):
+                    raise UserError(f"the gradient of step {step + 1} is not finite; the last checkpoint of {run} is whole")
+                norm_sum += norm * (module is model)
+                for param_group in module_optimizer.param_groups:
+                    param_group["lr"] = module_lr
+                module_optimizer.step()  # in the warm-up the policy has no gradient, and AdamW passes it over
+                module_optimizer.zero_grad()
+            updates += step >= args.critic_warmup
+            n_live += len(batch)
+        sampler.update(model.named_parameters())
+        clock.append(time.perf_counter())
+        done = step + 1
+
+        # metrics: docs/metrics.md has the formula of each
+        sampled = [row for group in plain for row in group]
+        verdicts = Counter(row.verdict.why for row in sampled)
+        pass_rates = [np.mean([row.reward for row in group]) for group in plain]
+        metrics = {
+            "step": done,
+            "rollout/reward": np.mean(pass_rates),
+            "rollout/solved": np.mean([rate > 0 for rate in pass_rates]),
+            "rollout/mastered": np.mean([rate == 1 for rate in pass_rates]),
+            "rollout/response_tokens": np.mean([len(row.response) for row in sampled]),
+            "rollout/truncated": np.mean([not row.finished for row in sampled]),
+            "rollout/entropy": -np.mean([logp for row in sampled for logp in row.engine_logp]),
+            **{f"verify/{why.replace(' ', '_')}": verdicts[why] for why in WHY},
+            "train/loss": loss_sum / max(1, updates),
+            "train/grad_norm": norm_sum / max(1, updates),
+            "train/lr": lr,
+            "train/updates": updates,
+            "train/rows": n_live,
+            "train/kept": n_live / max(1, len(rows)),
+            **{key: value / tokens for key, value in means.items()},
+            "critic/explained_variance": explained_variance(old_values_NT[valid_NT], returns_NT[valid_NT]),
+            "critic/value": old_values_NT[valid_NT].mean().item(),
+            "critic/return": returns_NT[valid_NT].mean().item(),
+            "advantage/mean": raw_NT[valid_NT].mean().item(), "advantage/std": raw_NT[valid_NT].std().item(),
+            **({"engine/gap_max": gap_max} if tokens else {}),
+        }
+        metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
+        if evaluation and args.eval_every and done % args.eval_every == 0:
+            solved = evaluate.curve(evaluation(sampler, min(8, args.eval_n)))
+            metrics |= {f"eval/pass@{k}": mean for k, mean, _, _ in solved}
+        log(metrics, [show(row, problems, tokenizer) for row in (rows or sampled)[:: args.n][:3]])
+        progress = {"pass": metrics["rollout/reward"], "s/step": clock[-1] - clock[0]}
+        bar.set_postfix({key: f"{value:.2f}" for key, value in progress.items()})
+        if stopped or (args.save_every and done % args.save_every == 0):
+            save_checkpoint(run, done, parts, args.keep)
+        if stopped:
+            verifier.close()
+            name = signal.Signals(stopped[0]).name
+            print(f"\nstopped by {name} after step {done}; go on with: python {Path(__file__).name} --resume {run}")
+            sys.exit(0 if stopped[0] == signal.SIGTERM else 130)
+
+    bar.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+    # the end: checkpoint, final model, what was learned
+    save_checkpoint(run, done, parts, args.keep)
+    model.to(sampler.model.dtype).save_pretrained(run / "final")
+    tokenizer.save_pretrained(run / "final")
+    if evaluation:
+        evaluate.write_json(run / "eval_trained.json", evaluation(sampler, args.eval_n))
+    verifier.close()
+    print(evaluate.report(run))
+    return run
+
+
+if __name__ == "__main__":
+    evaluate.command_line(main, Args)

@@ -1,0 +1,179 @@
+"""PPO's estimators by hand and against direct sums; a whole step of `main` against REINFORCE and a naive implementation."""
+
+import json
+import math
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ppo import explained_variance, gae, value_loss, whitened
+from tests.test_loop import BASE, MODEL, TIGHT, full_logp
+
+LENGTHS = torch.tensor([5, 1, 3])
+MASK = torch.arange(5) < LENGTHS[:, None]
+
+
+def random_case():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 5, generator=generator), torch.randn(3, 5, generator=generator)
+
+
+@pytest.mark.parametrize("gamma, lam", [(0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])
+def test_gae_is_the_double_sum(gamma, lam):
+    rewards, values = random_case()
+    advantages, returns = gae(rewards, values, MASK, gamma, lam)
+    for i, T in enumerate(LENGTHS.tolist()):
+        V = [*values[i, :T].tolist(), 0.0]
+        delta = [rewards[i, t].item() + gamma * V[t + 1] - V[t] for t in range(T)]
+        for t in range(T):
+            expected = sum((gamma * lam) ** (s - t) * delta[s] for s in range(t, T))
+            assert advantages[i, t].item() == pytest.approx(expected, abs=1e-5)
+            assert returns[i, t].item() == pytest.approx(expected + V[t], abs=1e-5)
+        assert (advantages[i, T:] == 0).all() and (returns[i, T:] == 0).all()
+
+
+def test_gae_at_one_is_reward_to_go_minus_value():
+    rewards, values = random_case()
+    advantages, returns = gae(rewards, values, MASK, 1.0, 1.0)
+    to_go = (rewards * MASK).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(advantages, (to_go - values) * MASK)
+    torch.testing.assert_close(returns, to_go * MASK)
+
+
+def test_padding_of_any_value_changes_nothing():
+    rewards, values = random_case()
+    before = gae(rewards, values, MASK, 0.9, 0.8)
+    after = gae(rewards.masked_fill(~MASK, 1e9), values.masked_fill(~MASK, -1e9), MASK, 0.9, 0.8)
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert torch.equal(whitened(rewards, MASK), whitened(rewards.masked_fill(~MASK, 1e9), MASK))
+
+
+def test_whitening_by_hand():
+    # 1, 2, 3 are valid: mean 2, standard deviation sqrt(2/3)
+    out = whitened(torch.tensor([[1.0, 2.0], [3.0, 99.0]]), torch.tensor([[True, True], [True, False]]))
+    torch.testing.assert_close(out, torch.tensor([[-math.sqrt(1.5), 0.0], [math.sqrt(1.5), 0.0]]))
+
+
+@pytest.mark.parametrize(
+    "value, old, target, loss, clipped",
+    [
+        (1.0, 1.0, 3.0, 2.0, False),  # nothing moved: 0.5 * 2^2
+        (1.3, 1.0, 3.0, 0.5 * 1.7**2, False),  # inside the clip
+        (2.0, 1.0, 3.0, 0.5 * 1.5**2, True),  # moved too far towards the target: counted as if at 1.5
+        (0.0, 1.0, 3.0, 0.5 * 3.0**2, False),  # moved away: the free error is the larger one
+    ],
+)
+def test_value_loss_by_hand(value, old, target, loss, clipped):
+    one = lambda x: torch.tensor([[x]])  # noqa: E731
+    loss_NT, clipped_NT = value_loss(one(value), one(old), one(target), 0.5)
+    assert loss_NT.item() == pytest.approx(loss) and clipped_NT.item() is clipped
+
+
+def test_explained_variance_by_hand():
+    R = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert explained_variance(R, R) == 1 and explained_variance(R * 0 + 7, R) == 0 and explained_variance(-R, R) == -3
+    assert explained_variance(R, R * 0) == 0
+
+
+def naive_step(args, groups):
+    """The policy after one rollout batch, and the sum that the critic's head moves by; V = 0 before the first update."""
+    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    T, rows, all_A = args["temperature"], [], []
+    for g, group in enumerate(groups):
+        for row in group:
+            with torch.no_grad():
+                context = row.prompt if args.get("guide_ratio") == "naive" else row.sampled_from
+                old = full_logp(model, context, row.response, T)
+                plain = full_logp(model, row.prompt, row.response, T)
+                ref = full_logp(reference, row.prompt, row.response, T)
+            r = -args["beta"] * (plain - ref)
+            r[-1] += row.reward
+            n, discount = len(r), args["gamma"] * args["gae_lambda"]
+            A = torch.stack([sum(discount ** (s - t) * r[s] for s in range(t, n)) for t in range(n)])
+            rows.append((g, row, A, old, plain))
+            all_A.append(A)
+    flat = torch.cat(all_A)
+    across = [(plain - old).exp() for _, row, _, old, plain in rows if row.guided]
+    gamma = max(1e-4, np.quantile(torch.cat(across).numpy(), 0.9)) if across else 1.0
+    per_update = len(groups) // args["mini_batches"]
+    for start in range(0, len(groups), per_update):
+        batch = [r for r in rows if start <= r[0] < start + per_update]
+        total = torch.zeros(())
+        for _, row, A, old, _ in batch:
+            A = (A - flat.mean()) / (flat.std(unbiased=False) + 1e-8) if args["whiten"] else A
+            rho = (full_logp(model, row.prompt, row.response, T) - old).exp()
+            clipped = rho.clamp(1 - args["eps_low"], 1 + args["eps_high"])
+            gain = rho / (rho + gamma) * A if row.guided else torch.minimum(rho * A, clipped * A)
+            total = total - gain.sum() / sum(len(row.response) for _, row, *_ in batch)
+        model.zero_grad()
+        total.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= args["lr"] * p.grad
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), rows
+
+
+PPO = {k: v for k, v in BASE.items() if k != "norm_std"}
+PPO |= {"critic_warmup": 0, "critic_lr": 0.0, "gamma": 1.0, "gae_lambda": 1.0}
+
+
+@pytest.mark.parametrize(
+    "script, change",
+    [
+        ("ppo", {"whiten": False}),  # with V = 0 and no whitening this is REINFORCE with the raw reward
+        ("ppo", {"whiten": True, "gamma": 0.9, "gae_lambda": 0.8, **TIGHT}),
+        ("ppo", {"whiten": True, "beta": 0.5, "critic_lr": 1e-3}),
+        ("guide_ppo", {"whiten": True, **TIGHT}),
+        ("guide_ppo", {"whiten": False, "beta": 0.5}),
+    ],
+)
+def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monkeypatch):
+    module = import_module(script)
+    args = {**PPO, **change}
+    sampled, original = [], module.rollout
+
+    def recorded(*a, **k):
+        groups = original(*a, **k)
+        sampled.append(list(groups))
+        return groups
+
+    monkeypatch.setattr(module, "rollout", recorded)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay: torch.optim.SGD(params, lr=lr))
+    run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
+    groups = list(sampled[0])
+    failed = [i for i, group in enumerate(groups) if not any(row.reward for row in group)]
+    for i, hinted in zip(failed, sampled[1] if script == "guide_ppo" else []):
+        assert all(row.guided for row in hinted)
+        groups[i] = groups[i] + hinted
+    assert any(row.reward for group in groups for row in group)
+    expected, rows = naive_step(args, groups)
+    actual = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(run / "final").parameters()])
+    start = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(MODEL).parameters()])
+    moved = (expected - start).norm()
+    assert moved > 1e-4 and (actual - expected).norm() < 2e-3 * moved
+
+    # The critic's first step moves its head alone, by lr / tokens * sum of R_t h_t, h_t read before token t, plain context.
+    if args["critic_lr"]:
+        base = AutoModelForCausalLM.from_pretrained(MODEL).base_model
+        head = torch.zeros(128)
+        with torch.no_grad():
+            for _, row, A, *_ in rows:
+                hidden = base(torch.tensor([row.prompt + row.response])).last_hidden_state[0]
+                head += A @ hidden[len(row.prompt) - 1 : -1]
+        critic = torch.load(run / "checkpoint/step-000001.pt")["critic"]
+        head *= args["critic_lr"] / sum(len(row.response) for _, row, *_ in rows)
+        torch.testing.assert_close(critic["head.weight"][0], head, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(critic["backbone.layers.0.mlp.up_proj.weight"], base.layers[0].mlp.up_proj.weight.detach())
+
+
+def test_warm_up_moves_the_critic_alone(tmp_path):
+    ppo = import_module("ppo")
+    args = {**PPO, "critic_lr": 1e-3, "critic_warmup": 2, "steps": 2, "lr": 1e-3}
+    run = ppo.main(ppo.Args(**args, run_dir=str(tmp_path / "run")))
+    before, after = (AutoModelForCausalLM.from_pretrained(path).parameters() for path in (MODEL, run / "final"))
+    same = [torch.equal(a, b) for a, b in zip(before, after)]
+    first, second = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert all(same) and first["critic/value"] == 0 and second["critic/value"] != 0 and second["train/updates"] == 0
