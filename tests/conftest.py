@@ -1,6 +1,8 @@
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test looks anything up; read when the libraries below are imported
+# Read when the libraries below are imported, and by the scripts that the tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test looks anything up
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread is no faster, and far slower on a busy machine
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
