@@ -505,5 +505,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, OSError) as error:  # OSError: no such --model
+        sys.exit("error: " + " ".join(str(error).split("\n")[:2]))

@@ -399,7 +399,7 @@ def command_line(main, Args) -> None:
     import tyro
 
     script = Path(sys.argv[0]).stem
-    signal.signal(signal.SIGTERM, _terminate)
+    handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--resume", default="")
@@ -428,6 +428,8 @@ def command_line(main, Args) -> None:
         if _open_run:
             print(f"\nstopped outside of a step, nothing is lost; go on with: python {script}.py --resume {_open_run[-1]}")
         sys.exit(143 if isinstance(stop, Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def run_folder(args, script: str) -> Path:
@@ -486,10 +488,14 @@ def report(run: Path) -> str:
     table = f"{comparison(**results)}\n\n" if len(results) == 2 else ""
     if metrics or results:
         plot(results, run / "curves.png", metrics)
+    if metrics and not any(m["rollout/reward"] for m in metrics):
+        table += "warning: not one sampled response was right, so little or nothing was learned: look at rollouts.jsonl\n\n"
     return f"{table}done: the trained model is {run}/final; more steps with --resume {run} --steps N"
 
 
 def read_result(path) -> dict:
+    if not Path(path).is_file():
+        raise UserError(f"no such file: {path}")
     try:
         result = json.loads(Path(path).read_text())
         assert result["problems"]
