@@ -112,7 +112,7 @@ def main() -> None:
     STUDY.mkdir(parents=True, exist_ok=True)
     if not (STUDY / "base.json").exists():
         call(STUDY / "base.log", "evaluate.py", "--model", "assets/countdown", "--data", "countdown", "--limit", "256",
-             "--n", str(N), "--temperature", "1", "--max-tokens", "16", "--out", str(STUDY / "base.json"))
+             "--n", str(N), "--temperature", "1", "--top-p", "1", "--max-tokens", "16", "--out", str(STUDY / "base.json"))
     with ThreadPoolExecutor(args.jobs) as pool:  # the first seed of every method first
         futures = {(slug, seed): pool.submit(train, slug, seed) for seed in range(args.seeds) for slug in args.only}
     results = {RUNS[slug][0]: [read_result(futures[slug, seed].result() / "eval_trained.json") for seed in range(args.seeds)]
