@@ -420,6 +420,8 @@ def main(args: Args) -> Path:
     if args.gradient_checkpointing:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
+        critic.train()
+        critic.backbone.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay)
     parts = {"model": model, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}

@@ -233,9 +233,22 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_thirty_steps_of_guide_grpo_raise_held_out_pass_at_1(tmp_path):
-    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=30, prompts=32, n=8, eval_problems=256, eval_n=32,
-                    eval_every=0, save_every=0)
+@pytest.mark.parametrize(
+    "script, args",
+    [
+        ("grpo", {}),
+        ("guide_grpo", {}),
+        ("ppo", {"critic_warmup": 2}),
+        ("guide_ppo", {"critic_warmup": 2}),
+        ("nsr", {"reinforce": "psr", "lr": 1e-4}),
+        ("nsr", {"reinforce": "nsr", "lr": 6e-5}),
+        ("nsr", {"reinforce": "w-reinforce", "lr": 6e-5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.get("reinforce", ""),
+)
+def test_thirty_steps_raise_held_out_pass_at_1(script, args, tmp_path):
+    run_dir = train(script, run_dir=str(tmp_path / "run"), steps=30, prompts=32, n=8, eval_problems=256, eval_n=32,
+                    eval_every=0, save_every=0, **args)
     before, after = (
         np.array([row["c"] / row["n"] for row in json.loads((run_dir / f"eval_{name}.json").read_text())["problems"]])
         for name in ("base", "trained")
