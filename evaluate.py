@@ -82,9 +82,9 @@ class Sampler:
         """Loads the model at `model_path` (hub id or folder): bfloat16 on a GPU, float32 elsewhere.
 
         transformers: `cache_tokens` bounds rows x tokens of the key-value cache, that is, how many responses are sampled at
-        once. vllm: `gpu_memory` is the share of the whole GPU that weights and cache may take, a trainer's share left out;
-        `tensor_parallel` processes of torchrun share one engine; `sleep_level` is what `sleep` does on a GPU: 0 nothing,
-        1 moves the weights to the host and drops the cache, 2 drops both.
+        once. vllm: `gpu_memory` is the engine's share of the whole GPU, 0.4 leaves room for a trainer; `tensor_parallel`
+        processes of torchrun share one engine; `sleep_level` is what `sleep` does on a GPU: 0 nothing, 1 moves the weights
+        to the host and drops the cache, 2 drops both.
         """
         self.device = torch.device(pick_device(device))
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -104,7 +104,7 @@ class Sampler:
     def update(self, named_tensors) -> None:
         """Take over the policy's weights: an iterable of (name, full tensor), every parameter exactly once, in any order.
 
-        It is drained one tensor at a time, so that it may gather each from its shards: every rank then has to call this.
+        It is drained one tensor at a time, so that it may gather each from its shards, if every rank calls this.
         """
         left = {name for name, _ in self.model.named_parameters()}
 
@@ -133,8 +133,9 @@ class Sampler:
     ) -> list[list[Sample]]:
         """`n` samples for each prompt of token ids, in the prompts' order.
 
-        Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; torch's
-        global random state is neither used nor changed. Ranks put their number into `seed`, else they sample the same.
+        Temperature 0 is greedy (with the log-probs of temperature 1). The same arguments give the same tokens; the
+        global random states are as before. Ranks put their number into `seed`, else they sample the same; numpy takes a
+        tuple and the same one with zeros at its end for one seed.
         """
         longest = max(map(len, prompts), default=0)
         if longest + max_tokens > self.positions:
@@ -226,7 +227,7 @@ class VllmSampler(Sampler):
             n=n if temperature else 1, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
             stop_token_ids=self.stop_ids, logprobs=0, flat_logprobs=True, detokenize=False,
         )
-        # Of other weights, and its hits would change the batches and with them the draws: the same seed, other tokens.
+        # Old keys and values may be of other weights, and hits would change the batches and so the draws of a seed.
         assert self.llm.reset_prefix_cache(), "vLLM still holds requests of a call that failed"
         with forked_rng(seed, self.device):  # a seed for each request would do too, but breaks chunked prefill on a CPU
             outputs = self.llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
