@@ -4,10 +4,12 @@
     python docs/study.py --seeds 1 --only grpo guide-grpo
 
 A finished run is not trained again, so an interrupted study goes on where it stopped, and the tables can be made again in
-seconds. Two runs share the machine, one thread each.
+seconds; after a change of a script, delete runs/study. A part of the study is printed, not written. Two runs share the
+machine, one thread each.
 """
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -22,7 +24,7 @@ import numpy as np
 HOME = Path(__file__).resolve().parent.parent
 STUDY = HOME / "runs/study"
 sys.path.insert(0, str(HOME))
-from evaluate import counts, decompose, pass_at_k, read_result, versions
+from evaluate import counts, decompose, pass_at_k, read_result
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -37,7 +39,8 @@ RUNS = {  # slug: name, script, and the args that differ from its defaults
     "nsr": ("NSR", "nsr.py", "--reinforce", "nsr"),
     "w-reinforce": ("W-REINFORCE", "nsr.py"),
 }
-PAIRS = [("Guide-GRPO", "GRPO"), ("Guide-GRPO, replace", "GRPO"), ("Guide-PPO", "PPO"), ("GRPO", "base"), ("PPO", "base"),
+PAIRS = [("Guide-GRPO", "GRPO"), ("Guide-GRPO, replace", "GRPO"), ("Guide-GRPO", "Guide-GRPO, replace"),
+         ("Guide-PPO", "PPO"), ("GRPO", "base"), ("PPO", "base"),
          ("PSR", "base"), ("NSR", "base"), ("W-REINFORCE", "base"), ("W-REINFORCE", "NSR")]
 PANELS = [("GRPO", "Guide-GRPO", "PPO", "Guide-PPO"), ("GRPO", "PSR", "NSR", "W-REINFORCE")]
 N = 256
@@ -76,6 +79,10 @@ def band(values_SPK: np.ndarray, n_boot: int = 2000) -> tuple[np.ndarray, np.nda
     rng = np.random.default_rng(0)
     means = [values_SPK[rng.integers(S, size=S)][:, rng.integers(P, size=P)].mean((0, 1)) for _ in range(n_boot)]
     return values_SPK.mean((0, 1)), *np.percentile(means, [2.5, 97.5], axis=0)
+
+
+def metrics_mean(run: Path, key: str) -> float:
+    return float(np.mean([json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -125,8 +132,12 @@ def main() -> None:
     rows = []
     for a, b in PAIRS:
         if a in curves and b in curves:
-            cells = zip(*band(curves[a] - curves[b]))  # the same problems, so the difference is paired
-            rows.append([f"{a} - {b}", *(f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in cells)])
+            change = curves[a] - curves[b]  # of the same problems, and of runs of the same seed
+            signs = np.sign(change.mean(1))
+            agree = ["*" if len(set(column)) == 1 else "" for column in signs.T]
+            cells = zip(*band(change), agree)
+            rows.append([f"{a} - {b}", *(f"{m:+.3f}{star} [{low:+.3f}, {high:+.3f}]" for m, low, high, star in cells)])
+    rows_of_pairs = rows
     differences = table(["", *(f"pass@{k}" for k in KS)], rows)
     splits = {name: [decompose(base, result) for result in of] for name, of in results.items()}
     claim = table(["", "change of pass@1", "self-distillation", "capability gain"],
@@ -138,7 +149,13 @@ def main() -> None:
              for name, of in splits.items()]
     by_base = table(["pass@1 on problems that the base solves", *(f"{label} ({m})" for label, m, _, _ in by_base)], rows)
 
-    about = ", ".join(f"{key} {value}" for key, value in versions().items())
+    print("\n\n".join((passes, differences, claim, by_base)))
+    if set(args.only) != set(RUNS) or args.seeds < 3:
+        return
+    sampled = {name: [metrics_mean(futures[slug, seed].result(), "guide/failed") for seed in range(args.seeds)]
+               for slug, (name, *_) in RUNS.items() if slug.startswith("guide")}
+    extra = ", ".join(f"{name} {np.mean(of):.2f}" for name, of in sampled.items())
+    about = ", ".join(f"{key} {value}" for key, value in base["versions"].items())
     problems = len(base["problems"])
     commands = "\n".join(f"- {name}: `python {' '.join(command)}`" for name, *command in RUNS.values())
     (HOME / "docs/results.md").write_text(f"""# Results on Countdown
@@ -148,6 +165,9 @@ Made by `python docs/study.py`: {args.seeds} seeds a method, all args at their d
 {platform.machine()} CPU, one thread a run; {about}.
 
 {commands}
+
+GRPO and PPO make one update of lr 1e-4 a step, NSR and W-REINFORCE four of 3e-5, PSR four of 1e-4.
+Failed prompts are sampled again; rollouts with a hint for each one without, mean over the steps: {extra}.
 
 ![pass@k](results.png)
 
@@ -159,7 +179,9 @@ Mean over the seeds [95 % band: bootstrap over problems and seeds].
 
 ## Differences
 
-Paired over the problems, with the same kind of band: a band that leaves out 0 is a difference.
+Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {args.seeds} seeds say little about
+the spread between seeds, so the bands are too narrow for that part, and {len(rows_of_pairs) * len(KS)} comparisons are shown:
+read the clear ones.
 
 {differences}
 
@@ -175,7 +197,6 @@ The problems sorted by one half of the base's samples, the base measured on the 
 {by_base}
 """)
     picture(curves, HOME / "docs/results.png")
-    print("\n\n".join((passes, differences, claim, by_base)))
 
 
 if __name__ == "__main__":

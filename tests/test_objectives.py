@@ -1,4 +1,4 @@
-"""For each of the five: the gradient of large on-policy batches is the exact gradient of the objective it states.
+"""For each of the five: large on-policy batches climb the gradient that the script states, exactly.
 
 The policy is a table of logits over every prefix of a response of T tokens, one table a prompt; the reward of each of the
 V^T responses is fixed. Batches are sampled from it and go through the scripts' own functions. The exact gradients are
@@ -110,7 +110,7 @@ def test_grpo_climbs_the_success_rate_of_each_prompt_with_a_known_weight(norm_st
 
 @pytest.mark.parametrize("reinforce, lam", [("psr", 0.1), ("nsr", 0.1), ("w-reinforce", 0.1), ("w-reinforce", 1.0)])
 def test_nsr_climbs_the_expected_signed_reward(reinforce, lam):
-    """PSR, NSR, W-REINFORCE: E[A(y)], A = +1 | 0, 0 | -1, lam | -1. NSR's is PSR's plus 1 / kept rows, as p - 1 is p."""
+    """PSR, NSR, W-REINFORCE: E[A(y)] with A = +1 or 0, 0 or -1, lam or -1; an update divides it by the share of kept rows."""
     right, wrong = {"psr": (1.0, 0.0), "nsr": (0.0, -1.0), "w-reinforce": (lam, -1.0)}[reinforce]
     p_XY = chances(POLICY)
     A_XY = RIGHT * right + (1 - RIGHT) * wrong
@@ -225,7 +225,7 @@ def guided_batch(script, x_B, y_BG, seed):
 
 
 @pytest.mark.parametrize("guide_ratio", ["shaped", "none", "sequence"])
-def test_guide_grpo_climbs_its_stated_objective(guide_ratio):
+def test_guide_grpo_climbs_plain_and_guided_terms(guide_ratio):
     """Union: with the exact ratio the update of every prompt is a positive multiple of the gradient of p(x) itself."""
     p, q, gamma = success(POLICY), success(HINTED).detach(), 0.8
     right = guided_sum(guide_ratio, gamma, RIGHT[..., None].expand(-1, -1, T))
@@ -268,8 +268,8 @@ def test_guide_grpo_climbs_its_stated_objective(guide_ratio):
 
 
 @pytest.mark.parametrize("guide_ratio", ["shaped", "none", "sequence"])
-def test_guide_ppo_climbs_its_stated_objective(guide_ratio):
-    """For any critic, with the exact ratio: p(x) counted 1 + P(all G fail) times, the harder the prompt the more."""
+def test_guide_ppo_climbs_plain_and_guided_terms(guide_ratio):
+    """For any critic, with the exact ratio: p(x) times 1 + P(all G fail), that chance held constant."""
     p, gamma = success(POLICY), 0.8
     every_V = torch.stack([values(torch.full((V**T,), x), torch.arange(V**T)) for x in range(X)])
     failure = (1 - p.detach()) ** G

@@ -78,10 +78,10 @@ def test_explained_variance_by_hand():
     assert explained_variance(R, R * 0) == 0
 
 
-def naive_step(args, groups):
-    """The policy after one rollout batch, and the sum that the critic's head moves by; V = 0 before the first update."""
+def naive_step(args, groups, critic_head):
+    """The policy after one rollout batch, and (row, A, returns, hidden states) of every row, by the first critic."""
     model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
-    T, rows, all_A = args["temperature"], [], []
+    T, rows, all_A, critic_rows = args["temperature"], [], [], []
     for g, group in enumerate(groups):
         for row in group:
             with torch.no_grad():
@@ -91,8 +91,14 @@ def naive_step(args, groups):
                 ref = full_logp(reference, row.prompt, row.response, T)
             r = -args["beta"] * (plain - ref)
             r[-1] += row.reward
-            n, discount = len(r), args["gamma"] * args["gae_lambda"]
-            A = torch.stack([sum(discount ** (s - t) * r[s] for s in range(t, n)) for t in range(n)])
+            with torch.no_grad():
+                ids = torch.tensor([row.prompt + row.response])  # the critic never sees a hint
+                hidden_TD = model.base_model(ids).last_hidden_state[0, len(row.prompt) - 1 : -1]
+            V = hidden_TD @ critic_head
+            n, gamma, discount = len(r), args["gamma"], args["gamma"] * args["gae_lambda"]
+            delta = r + gamma * torch.cat([V[1:], torch.zeros(1)]) - V
+            A = torch.stack([sum(discount ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)])
+            critic_rows.append((row, A, A + V, hidden_TD))
             rows.append((g, row, A, old, plain))
             all_A.append(A)
     flat = torch.cat(all_A)
@@ -113,7 +119,7 @@ def naive_step(args, groups):
         with torch.no_grad():
             for p in model.parameters():
                 p -= args["lr"] * p.grad
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), rows
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), critic_rows
 
 
 PPO = {k: v for k, v in BASE.items() if k != "norm_std"}
@@ -121,18 +127,28 @@ PPO |= {"critic_warmup": 0, "critic_lr": 0.0, "gamma": 1.0, "gae_lambda": 1.0}
 
 
 @pytest.mark.parametrize(
-    "script, change",
+    "script, head, change",  # head: size of the critic's first weights; 0 is what a run starts with
     [
-        ("ppo", {"whiten": False}),  # with V = 0 and no whitening this is REINFORCE with the raw reward
-        ("ppo", {"whiten": True, "gamma": 0.9, "gae_lambda": 0.8, **TIGHT}),
-        ("ppo", {"whiten": True, "beta": 0.5, "critic_lr": 1e-3}),
-        ("guide_ppo", {"whiten": True, **TIGHT}),
-        ("guide_ppo", {"whiten": False, "beta": 0.5}),
+        ("ppo", 0.0, {"whiten": False}),  # with V = 0 and no whitening this is REINFORCE with the raw reward
+        ("ppo", 0.1, {"whiten": True, "gamma": 0.9, "gae_lambda": 0.8, **TIGHT}),
+        ("ppo", 0.0, {"whiten": True, "beta": 0.5, "critic_lr": 1e-3}),
+        ("ppo", 0.1, {"whiten": False, "critic_lr": 1e-4, "gradient_checkpointing": True}),
+        ("guide_ppo", 0.1, {"whiten": True, "gae_lambda": 0.5, **TIGHT}),
+        ("guide_ppo", 0.1, {"whiten": False, "beta": 0.5, "critic_lr": 1e-4}),
     ],
 )
-def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monkeypatch):
+def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path, monkeypatch):
     module = import_module(script)
     args = {**PPO, **change}
+    critic_head = head * torch.randn(128, generator=torch.Generator().manual_seed(0))
+    from_path, critics = module.Critic.__init__, []
+
+    def with_head(self, path):
+        from_path(self, path)
+        self.head.weight.data.copy_(critic_head)
+        critics.append(self)
+
+    monkeypatch.setattr(module.Critic, "__init__", with_head)
     sampled, original = [], module.rollout
 
     def recorded(*a, **k):
@@ -149,24 +165,19 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
         assert all(row.guided for row in hinted)
         groups[i] = groups[i] + hinted
     assert any(row.reward for group in groups for row in group)
-    expected, rows = naive_step(args, groups)
+    expected, rows = naive_step(args, groups, critic_head)
     actual = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(run / "final").parameters()])
     start = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(MODEL).parameters()])
     moved = (expected - start).norm()
     assert moved > 1e-4 and (actual - expected).norm() < 2e-3 * moved
 
-    # The critic's first step moves its head alone, by lr / tokens * sum of R_t h_t, h_t read before token t, plain context.
+    # The critic's first step moves its head by lr / tokens * sum of (R_t - V_t) h_t, h_t read before token t, plain context.
     if args["critic_lr"]:
-        base = AutoModelForCausalLM.from_pretrained(MODEL).base_model
-        head = torch.zeros(128)
-        with torch.no_grad():
-            for _, row, A, *_ in rows:
-                hidden = base(torch.tensor([row.prompt + row.response])).last_hidden_state[0]
-                head += A @ hidden[len(row.prompt) - 1 : -1]
-        critic = torch.load(run / "checkpoint/step-000001.pt")["critic"]
-        head *= args["critic_lr"] / sum(len(row.response) for _, row, *_ in rows)
-        torch.testing.assert_close(critic["head.weight"][0], head, atol=1e-6, rtol=1e-3)
-        torch.testing.assert_close(critic["backbone.layers.0.mlp.up_proj.weight"], base.layers[0].mlp.up_proj.weight.detach())
+        toward = sum((R - hidden_TD @ critic_head) @ hidden_TD for _, _, R, hidden_TD in rows)
+        moved = critic_head + args["critic_lr"] * toward / sum(len(row.response) for row, *_ in rows)
+        assert (moved - critic_head).norm() > 1e-5
+        (critic,) = critics
+        torch.testing.assert_close(critic.head.weight[0].detach(), moved, atol=1e-6, rtol=1e-3)
 
 
 def test_warm_up_moves_the_critic_alone(tmp_path):
