@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import evaluate
 from ppo import explained_variance, gae, value_loss, whitened
 from tests.test_loop import BASE, MODEL, TIGHT, full_logp
 
@@ -163,7 +164,7 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
             for _, row, A, *_ in rows:
                 hidden = base(torch.tensor([row.prompt + row.response])).last_hidden_state[0]
                 head += A @ hidden[len(row.prompt) - 1 : -1]
-        critic = ppo.Critic(MODEL)
+        critic = module.Critic(MODEL)
         evaluate.load_checkpoint(run, {"critic": critic})
         critic = critic.state_dict()
         head *= args["critic_lr"] / sum(len(row.response) for _, row, *_ in rows)

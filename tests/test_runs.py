@@ -228,7 +228,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: the file of 262 kB breaks off
     try:
-        with pytest.raises(UserError, match="cannot write .*make room, then go on with --resume"):
+        with pytest.raises(UserError, match=r"cannot write .*make room, then go on with --resume"):
             save_checkpoint(tmp_path, 2, {"model": model}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
