@@ -12,23 +12,33 @@ import math
 import os
 import platform
 import random
+import shutil
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from datetime import timedelta
+from functools import cache, wraps
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import transformers
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import data
 from data import TEMPLATES, UserError
@@ -405,13 +415,15 @@ def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, ma
     """Sample and score: {"problems": [{id, n, c, c_half, mean_length}], "verdicts": {why: count}, "sampling": {...}}.
 
     c of the n samples are right, c_half of the first n // 2.
-    `prompts` are token ids, one list a problem. Verification of a chunk of problems follows its sampling.
+    `prompts` are token ids, one list a problem. Verification of a chunk of problems follows its sampling. Ranks share the work.
     """
     rows, verdicts = [], dict.fromkeys(WHY, 0)
+    problems, prompts = problems[rank() :: world()], prompts[rank() :: world()]
     chunk = max(1, 4096 // n)
-    for start in tqdm(range(0, len(problems), chunk), desc="evaluate", leave=False, disable=len(problems) <= chunk):
+    quiet = len(problems) <= chunk or rank() > 0
+    for start in tqdm(range(0, len(problems), chunk), desc="evaluate", leave=False, disable=quiet):
         part = problems[start : start + chunk]
-        stream = (seed, start, 0, 2)  # a random stream that no rollout uses
+        stream = own_seed((seed, start, 0, 2))  # random numbers that no rollout uses
         samples = sampler.generate(prompts[start : start + chunk], n, temperature, max_tokens, stream, top_p, top_k)
         texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
         scored = verifier.score(texts, [p for p in part for _ in range(n)])
@@ -424,7 +436,7 @@ def evaluate(sampler, tokenizer, problems, prompts, verifier, n, temperature, ma
     sampling = {
         "n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed,
     }
-    return {"sampling": sampling, "verdicts": verdicts, "versions": versions(), "problems": rows}
+    return {"sampling": sampling, "verdicts": total(verdicts), "versions": versions(), "problems": gather(rows)}
 
 
 def held_out(args, tokenizer, template: str, verifier: Verifier):
@@ -452,7 +464,9 @@ def versions() -> dict:
 
 
 def write_json(path, value) -> None:
-    """Whole or not at all: written beside the file, then renamed."""
+    """Whole or not at all: written beside the file, then renamed. By rank 0."""
+    if rank():
+        return
     part = Path(f"{path}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)
@@ -560,6 +574,189 @@ def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
     plt.close(fig)
 
 
+# ---- several processes: torchrun --nproc-per-node ---------------------------------------------------------------------
+
+# Every rank holds a shard of each weight and knows every row; what is dealt out is the work: prompts to sample and to verify,
+# forward passes. So advantages, denominators and metrics are computed from all rows, as in one process.
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0)) if world() > 1 else 0
+
+
+def world() -> int:
+    """Number of ranks. Asked of torchrun, because vLLM initialises torch.distributed in a single process too."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_ranks(device: str) -> str:
+    """The device of this process, in the group of all ranks if torchrun started several. Rank 0 alone speaks."""
+    device = pick_device(device)
+    if world() == 1 or dist.is_initialized():
+        return device
+    if device == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= (gpus := torch.cuda.device_count()):
+            raise UserError(f"torchrun started more processes than this machine has GPUs: use --nproc-per-node {gpus}")
+        torch.cuda.set_device(local)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=2))  # a rank may wait long for another's rollout
+    if rank():
+        sys.stdout = open(os.devnull, "w")
+        transformers.utils.logging.set_verbosity_error()
+    return device
+
+
+def gather(mine: list) -> list:
+    """What all ranks hold, where rank r holds the items r, r + world, .. : the inverse of `items[rank()::world()]`."""
+    if world() == 1:
+        return list(mine)
+    parts = [None] * world()
+    dist.all_gather_object(parts, mine)
+    return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+
+def total(sums: dict) -> dict:
+    """{key: number} added up over all ranks, each of which may lack keys."""
+    parts = gather([sums])
+    return {key: sum(part.get(key, 0) for part in parts) for key in dict.fromkeys(key for part in parts for key in part)}
+
+
+def own_seed(seed: tuple[int, ...]) -> tuple[int, ...]:
+    """A stream of random numbers for each rank. One process keeps the given one."""
+    return seed if world() == 1 else (*(*seed, 0, 0, 0)[:4], 1 + rank())
+
+
+def shard(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in place, each weight split over the ranks (FSDP2) and gathered a layer at a time; as it is in one process.
+
+    Gradients are added up over the ranks, not averaged. Weights and gradient sums are float32, on a GPU the compute bfloat16.
+    """
+    if world() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if on_gpu else MixedPrecisionPolicy()
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world(),))
+    for module in (*layers, model):  # embedding and head stay together in the last one: they may be one tensor
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def uses_weights(function):
+    """For a function(model, ...) that calls parts of the model: sharded weights are gathered as they are for model(...)."""
+    name = function.__name__
+
+    @wraps(function)
+    def call(model, *args, **kwargs):
+        if not isinstance(model, FSDPModule):
+            return function(model, *args, **kwargs)
+        if not hasattr(model, name):
+            setattr(model, name, MethodType(function, model))
+            register_fsdp_forward_method(model, name)
+        return getattr(model, name)(*args, **kwargs)
+
+    return call
+
+
+def clip_gradient(model: torch.nn.Module, most: float) -> float:
+    """Scales the gradient down to norm `most` if it is larger; the norm before, over all ranks' shards."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def stream(model: torch.nn.Module, dtype: torch.dtype):
+    """(name, whole tensor) of each parameter, gathered one at a time: every rank has to drain it."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach().to(dtype).full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def save_model(model: torch.nn.Module, tokenizer, dtype: torch.dtype, path: Path) -> None:
+    """The end of a run: the model as a Hugging Face folder. It is `dtype` from here on."""
+    model.to(dtype)
+    if world() == 1:
+        model.save_pretrained(path)
+    else:
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied tensor has one name
+        if rank() == 0:
+            model.save_pretrained(path, state_dict={name: tensor for name, tensor in whole.items() if name in own})
+    if rank() == 0:
+        tokenizer.save_pretrained(path)
+
+
+# ---- checkpoints of a training script --------------------------------------------------------------------------------
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said of every checkpoint of a single process
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole ones, oldest first: step-000012.part is one whose writing was cut off."""
+    return sorted(path for path in (run / "checkpoint").glob("step-*") if path.is_dir() and not path.suffix)
+
+
+def tensors(parts: dict, saved=()) -> dict:
+    """{name: tensor} of the models and optimizers in `parts`, not copied. Of an optimizer, what is in the names `saved` too."""
+    found = {"rng": torch.get_rng_state()}
+    for part, of in parts.items():
+        if isinstance(of, torch.nn.Module):
+            own = {name for name, _ in (*of.named_parameters(), *of.named_buffers())}  # a tied tensor has one name
+            found |= {f"{part}.{name}": tensor for name, tensor in of.state_dict().items() if name in own}
+            continue
+        for i, parameter in enumerate(p for group in of.param_groups for p in group["params"]):
+            state = of.state[parameter] if parameter in of.state else {}
+            for key in (name.split(".")[2] for name in saved if name.startswith(f"{part}.{i}.")):
+                state = of.state[parameter]
+                state[key] = torch.tensor(0.0) if key == "step" else torch.zeros_like(parameter.detach())
+            found |= {f"{part}.{i}.{key}": value for key, value in state.items()}
+    return found
+
+
+def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
+    """checkpoint/step-000012/: everything that the next step depends on. Whole or not at all; each rank writes its shards."""
+    path = run / "checkpoint" / f"step-{step:06d}"
+    part = path.with_suffix(".part")
+    if any(gather([path.exists()])):  # by this very run: the last step may be one of --save-every
+        return
+    try:
+        if rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        gather([])  # the folder is there
+        dcp.save(tensors(parts), checkpoint_id=part, no_dist=world() == 1)
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        failures = error.failures.values() if isinstance(error, dcp.api.CheckpointException) else [(error,)]
+        why = "; ".join(dict.fromkeys(str(failure[0]).split("\n")[0] for failure in failures))
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"cannot write {path} ({why}): make room, then go on with --resume {run}") from error
+    if rank() == 0:
+        os.replace(part, path)
+        for old in [*checkpoints(run)[:-keep], *path.parent.glob("*.part")]:
+            shutil.rmtree(old)
+    gather([])  # renamed
+
+
+def load_checkpoint(run: Path, parts: dict) -> int:
+    """Restores the newest checkpoint of a run, if there is one; the steps done. Log lines of later steps are removed.
+
+    Any number of ranks reads what any number has written.
+    """
+    newest, step = max(checkpoints(run), default=None), 0
+    if newest:
+        step = int(newest.name.removeprefix("step-"))
+        saved = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
+        state = tensors(parts, saved)
+        dcp.load(state, checkpoint_id=newest, no_dist=world() == 1)
+        torch.set_rng_state(state["rng"])
+    if rank() == 0:
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            whole = [line for line in (run / name).read_text().splitlines(keepends=True) if line.endswith("\n")]
+            (run / f"{name}.part").write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            os.replace(run / f"{name}.part", run / name)
+    return step
+
+
 # ---- the run folder of a training script -----------------------------------------------------------------------------
 
 MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "workers", "micro_tokens", "device"}
@@ -603,6 +800,9 @@ def command_line(main, Args) -> None:
             raise UserError(f"a resumed run keeps its args: {was}; leave them out, or start a new run")
         main(args)
     except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a folder that cannot be written
+        if rank():  # most often rank 0 says the same, and torchrun ends this process meanwhile
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(5)
         sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
     except KeyboardInterrupt as stop:  # outside of the steps: within them the script itself saves first
         if _open_run:
@@ -620,6 +820,8 @@ def run_folder(args, script: str) -> Path:
     ]
     name = "-".join([script, *names, f"s{args.seed}", time.strftime("%Y%m%d-%H%M%S")])
     run = Path(args.resume or args.run_dir or Path("runs") / name)
+    if rank():
+        return gather([])[0]
     if (run / "args.json").exists() and not args.resume:
         raise UserError(f"{run} holds a run already: go on with --resume {run}, or give another --run-dir")
     try:
@@ -630,11 +832,13 @@ def run_folder(args, script: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to the run folder {run} ({error.strerror}): give another --run-dir") from None
     _open_run.append(run)
-    return run
+    return gather([run])[0]  # rank 0's, which has its clock in its name
 
 
 def tracker(args, run: Path):
     """log(metrics, rollouts): a line to metrics.jsonl, the rollouts to rollouts.jsonl, and both to where args.track says."""
+    if rank():
+        return lambda metrics, rollouts: None
     if args.track == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
@@ -661,7 +865,9 @@ def tracker(args, run: Path):
 
 
 def report(run: Path) -> str:
-    """Draws curves.png of a finished run; the table of base and trained model, and what the run left."""
+    """Draws curves.png of a finished run; the table of base and trained model, and what the run left. Rank 0's."""
+    if rank():
+        return ""
     results = {name: run / f"eval_{name}.json" for name in ("base", "trained")}
     results = {name: read_result(path) for name, path in results.items() if path.exists()}
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -30,15 +30,14 @@ One line each: `--no-norm-std` (Dr. GRPO, arXiv 2503.20783), `--eps-high 0.28` a
         --prompts 128 --mini-batches 2 --max-response 3072 --lr 1e-6 --filter-rounds 5     # the Guide paper's setting
 """
 
-import json
 import math
-import os
 import signal
 import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -143,9 +142,12 @@ def load_model(path: str, device: str) -> torch.nn.Module:
 def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded ids_NL with the lengths of prompts and responses [N]. Masks come from lengths, never from ids.
 
+    Without rows it is a row without a response, so that a rank out of work takes part in the others' forward pass.
+
     >>> pad([[5, 6], [7]], [[8], [9, 9]], "cpu")[0].tolist()
     [[5, 6, 8], [7, 9, 9]]
     """
+    prompts, responses = (prompts, responses) if prompts else ([[0]], [[]])
     length = max(len(p) + len(r) for p, r in zip(prompts, responses))
     ids_NL = torch.tensor([p + r + [0] * (length - len(p) - len(r)) for p, r in zip(prompts, responses)], device=device)
     prompt_N = torch.tensor([len(p) for p in prompts], device=device)
@@ -153,6 +155,7 @@ def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[t
     return ids_NL, prompt_N, response_N
 
 
+@evaluate.uses_weights
 def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 4096):
     """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
 
@@ -180,31 +183,36 @@ def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chun
     return zeros_NT.index_put((row_M, t_M), logp_M), zeros_NT.index_put((row_M, t_M), entropy_M), mask_NT
 
 
-def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+def micro_batches(lengths: list[int], budget: int, rank: int = 0, world: int = 1) -> list[list[int]]:
     """Indices packed, longest first, so that rows x longest row stays within `budget` tokens (one row may exceed it).
+
+    Of several ranks each gets its share, and as many batches as the others: the last ones may be empty.
 
     >>> micro_batches([3, 9, 4], budget=10)
     [[1], [2, 0]]
+    >>> [micro_batches([3, 9, 4], 10, rank, world=2) for rank in (0, 1)]
+    [[[1], [0]], [[2], []]]
     """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    shares: list[list[list[int]]] = [[] for _ in range(world)]
+    for k, i in enumerate(longest_first):
+        batches = shares[k % world]
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
             batches.append([])
         batches[-1].append(i)
-    return batches
+    return shares[rank] + [[]] * (max(map(len, shares)) - len(shares[rank]))
 
 
 @torch.no_grad()
 def rows_logprobs(model, rows: list[Row], prompts: list[list[int]], temperature: float, budget: int, autocast):
-    """Log-probs [T] of each row's response after the given prompt, without gradient."""
-    out: list[torch.Tensor] = [None] * len(rows)
-    for batch in micro_batches([len(p) + len(r.response) for p, r in zip(prompts, rows)], budget):
+    """Log-probs [T] of each row's response after the given prompt, without gradient. Ranks share the work."""
+    lengths, out = [len(p) + len(row.response) for p, row in zip(prompts, rows)], []
+    for batch in micro_batches(lengths, budget, evaluate.rank(), evaluate.world()):
         ids = pad([prompts[i] for i in batch], [rows[i].response for i in batch], model.device)
         with autocast:
             logp_NT, _, _ = token_logprobs(model, *ids, temperature)
-        for i, logp_T in zip(batch, logp_NT):
-            out[i] = logp_T[: len(rows[i].response)]
-    return out
+        out += [(i, logp_T[: len(rows[i].response)]) for i, logp_T in zip(batch, logp_NT.cpu())]
+    return [logp_T.to(model.device) for _, logp_T in sorted(evaluate.gather(out), key=itemgetter(0))]
 
 
 def stack(logps: list[torch.Tensor | None], logp_NT: torch.Tensor) -> torch.Tensor:
@@ -220,13 +228,15 @@ def stack(logps: list[torch.Tensor | None], logp_NT: torch.Tensor) -> torch.Tens
 
 def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_response, seed):
     """`n` scored rows for each problem index, a group each: sampled after `sampled_from`, to be trained on after `prompts`."""
-    samples = sampler.generate([sampled_from[i] for i in indices], n, temperature, max_response, seed)
+    mine = indices[evaluate.rank() :: evaluate.world()]  # every rank samples and verifies its share, and gets all rows
+    samples = sampler.generate([sampled_from[i] for i in mine], n, temperature, max_response, evaluate.own_seed(seed))
     texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
-    verdicts = iter(verifier.score(texts, [problems[i] for i in indices for _ in range(n)]))
+    verdicts = iter(verifier.score(texts, [problems[i] for i in mine for _ in range(n)]))
+    scored = evaluate.gather([[(s, next(verdicts)) for s in group] for group in samples])
     guided = sampled_from is not prompts
     return [
-        [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, next(verdicts)) for s in group]
-        for i, group in zip(indices, samples)
+        [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, verdict) for s, verdict in group]
+        for i, group in zip(indices, scored)
     ]
 
 
@@ -295,48 +305,14 @@ def kl_k3(logp_NT, ref_logp_NT):
 def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_response: int):
     """One micro-batch's share of the loss of an optimizer step of `n_rows` rows with `n_tokens` response tokens.
 
-    The shares add up to the same loss, and the same gradient, for any micro-batches.
+    The shares add up to the same loss, and the same gradient, for any micro-batches and ranks.
     """
     loss_NT = loss_NT * mask_NT
     if loss_agg == "token":
         return loss_NT.sum() / n_tokens
     if loss_agg == "sequence":
-        return (loss_NT.sum(1) / mask_NT.sum(1)).sum() / n_rows
+        return (loss_NT.sum(1) / mask_NT.sum(1).clamp(min=1)).sum() / n_rows
     return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
-
-
-# ---- checkpoint ------------------------------------------------------------------------------------------------------
-
-def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
-    """checkpoint/step-000012.pt: everything that the next step depends on. Whole or not at all."""
-    path = run / "checkpoint" / f"step-{step:06d}.pt"
-    path.parent.mkdir(exist_ok=True)
-    state = {"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}
-    try:
-        with open(f"{path}.part", "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        Path(f"{path}.part").unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error}): make room, then go on with --resume {run}") from error
-    os.replace(f"{path}.part", path)
-    for old in [*sorted(path.parent.glob("step-*.pt"))[:-keep], *path.parent.glob("*.part")]:
-        old.unlink()
-
-
-def load_checkpoint(run: Path, parts: dict) -> int:
-    """Restores the newest checkpoint of a run, if there is one; the steps done. Log lines of later steps are removed."""
-    newest = max((run / "checkpoint").glob("step-*.pt"), default=None)
-    state = torch.load(newest, map_location="cpu") if newest else {"step": 0, "rng": torch.get_rng_state()}
-    for name, part in parts.items() if newest else ():
-        part.load_state_dict(state[name])
-    torch.set_rng_state(state["rng"])
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        whole = [line for line in (run / name).read_text().splitlines(keepends=True) if line.endswith("\n")]
-        (run / f"{name}.part").write_text("".join(line for line in whole if json.loads(line)["step"] <= state["step"]))
-        os.replace(run / f"{name}.part", run / name)
-    return state["step"]
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
@@ -348,7 +324,7 @@ def main(args: Args) -> Path:
         raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
-    device = evaluate.pick_device(args.device)
+    device = evaluate.join_ranks(args.device)
     template = data.pick_template(args.template, args.data)
     tokenizer = evaluate.load_tokenizer(args.model)
     verifier = Verifier(args.workers, custom=args.verifier or None)
@@ -358,14 +334,14 @@ def main(args: Args) -> Path:
 
     run = evaluate.run_folder(args, Path(__file__).stem)
     torch.manual_seed(args.seed)
-    model = load_model(args.model, device)
-    reference = load_model(args.model, device).eval() if args.beta > 0 else None
+    model = evaluate.shard(load_model(args.model, device))
+    reference = evaluate.shard(load_model(args.model, device)).eval() if args.beta > 0 else None
     if args.gradient_checkpointing:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     parts = {"model": model, "optimizer": optimizer}  # what a checkpoint holds
-    start = load_checkpoint(run, parts) if args.resume else 0
+    start = evaluate.load_checkpoint(run, parts) if args.resume else 0
     sampler = evaluate.Sampler(args.model, args.sampler, device)
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     log = evaluate.tracker(args, run)
@@ -373,14 +349,15 @@ def main(args: Args) -> Path:
 
     if evaluation and start == 0 and not (run / "eval_base.json").exists():
         evaluate.write_json(run / "eval_base.json", evaluation(sampler, args.eval_n))
-    sampler.update(model.named_parameters())
+    sampler.update(evaluate.stream(model, sampler.dtype))
 
     stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
     catch = lambda number, _: sys.exit(1) if stopped else stopped.append(number)  # noqa: E731
     handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
 
     done = start
-    bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True)
+    bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True,
+               disable=evaluate.rank() > 0)
     for step in bar:
         clock = [time.perf_counter()]
 
@@ -430,21 +407,22 @@ def main(args: Args) -> Path:
 
         # update
         lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        means: dict[str, float] = defaultdict(float)  # sums over the tokens of the update, until they are logged
-        loss_sum, norm_sum, gap_max, tokens, updates, n_live = 0.0, 0.0, 0.0, 0, 0, 0
+        sums: dict[str, float] = defaultdict(float)  # over the tokens of the update
+        norm_sum, gap_max, updates, n_live = 0.0, 0.0, 0, 0
         for part in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = [row for i in part for row in groups[i]]
             n_tokens = sum(len(row.response) for row in batch)
             live = [row for row in batch if id(row) in has_gradient]  # the denominators count all rows
             if not live:
                 continue
-            for micro in micro_batches([len(row.prompt) + len(row.response) for row in live], args.micro_tokens):
+            lengths = [len(row.prompt) + len(row.response) for row in live]
+            for micro in micro_batches(lengths, args.micro_tokens, evaluate.rank(), evaluate.world()):
                 some = [live[i] for i in micro]
                 ids = pad([row.prompt for row in some], [row.response for row in some], device)
                 with autocast:
                     logp_NT, entropy_NT, mask_NT = token_logprobs(model, *ids, args.temperature)
                 old_NT = stack([row.old_logp for row in some], logp_NT)
-                guided_N = torch.tensor([row.guided for row in some], device=device)
+                guided_N = torch.tensor([row.guided for row in some], dtype=torch.bool, device=device)
                 advantages_N1 = torch.tensor([[row.advantage] for row in some], device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, mask_NT, guided_N, args.eps_low,
                                                   args.eps_high, args.guide_ratio, gamma)
@@ -452,17 +430,19 @@ def main(args: Args) -> Path:
                 loss_NT = loss_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
                 loss.backward()
+                if not some:  # it took part in gathering and adding up only
+                    continue
 
                 engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
                 seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT,
                         "train/kl": kl_NT,
                         "engine/gap_mean": (old_NT - engine_NT).abs()}
                 for key, value_NT in seen.items():
-                    means[key] += (value_NT.detach() * mask_NT).sum().item()
+                    sums[key] += (value_NT.detach() * mask_NT).sum().item()
                 gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())
-                loss_sum += loss.item()
-                tokens += int(mask_NT.sum())
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+                sums["loss"] += loss.item()
+                sums["tokens"] += int(mask_NT.sum())
+            norm = evaluate.clip_gradient(model, args.grad_clip)
             if not math.isfinite(norm):
                 raise UserError(f"the gradient of step {step + 1} is not finite; the last checkpoint of {run} is whole")
             norm_sum += norm
@@ -472,11 +452,13 @@ def main(args: Args) -> Path:
             optimizer.zero_grad()
             updates += 1
             n_live += len(live)
-        sampler.update(model.named_parameters())
+        sampler.update(evaluate.stream(model, sampler.dtype))
         clock.append(time.perf_counter())
         done = step + 1
 
-        # metrics: docs/metrics.md has the formula of each
+        # metrics of all ranks: docs/metrics.md has the formula of each
+        sums, gap_max = evaluate.total(sums), max(evaluate.gather([gap_max]))
+        loss_sum, tokens = sums.pop("loss", 0.0), sums.pop("tokens", 0)
         sampled = [row for group in plain for row in group]
         verdicts = Counter(row.verdict.why for group in plain + guided for row in group)
         pass_rates = [np.mean([row.reward for row in group]) for group in plain]
@@ -498,7 +480,7 @@ def main(args: Args) -> Path:
             "train/updates": updates,
             "train/rows": n_live,
             "train/kept": n_live / max(1, len(rows)),
-            **{key: value / tokens for key, value in means.items()},
+            **{key: value / tokens for key, value in sums.items()},
             **({"engine/gap_max": gap_max} if tokens else {}),
         }
         metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
@@ -508,22 +490,22 @@ def main(args: Args) -> Path:
         log(metrics, [show(row, problems, tokenizer) for row in (rows or sampled)[:: args.n][:3]])
         progress = {"pass": metrics["rollout/reward"], "guided": metrics["guide/share"], "s/step": clock[-1] - clock[0]}
         bar.set_postfix({key: f"{value:.2f}" for key, value in progress.items()})
-        if stopped or (args.save_every and done % args.save_every == 0):
-            save_checkpoint(run, done, parts, args.keep)
-        if stopped:
+        signals = evaluate.gather(stopped)  # every rank stops where one was told to
+        if signals or (args.save_every and done % args.save_every == 0):
+            evaluate.save_checkpoint(run, done, parts, args.keep)
+        if signals:
             verifier.close()
-            name = signal.Signals(stopped[0]).name
+            name = signal.Signals(signals[0]).name
             print(f"\nstopped by {name} after step {done}; go on with: python {Path(__file__).name} --resume {run}")
-            sys.exit(0 if stopped[0] == signal.SIGTERM else 130)
+            sys.exit(0 if signals[0] == signal.SIGTERM else 130)
 
     bar.close()
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
     # the end: checkpoint, final model, what was learned
-    save_checkpoint(run, done, parts, args.keep)
-    model.to(sampler.model.dtype).save_pretrained(run / "final")
-    tokenizer.save_pretrained(run / "final")
+    evaluate.save_checkpoint(run, done, parts, args.keep)
+    evaluate.save_model(model, tokenizer, sampler.dtype, run / "final")
     if evaluation:
         evaluate.write_json(run / "eval_trained.json", evaluation(sampler, args.eval_n))
     verifier.close()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 import grpo
 from data import UserError
-from evaluate import command_line
+from evaluate import command_line, load_checkpoint, save_checkpoint
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
 SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
@@ -95,7 +96,7 @@ def test_resumed_run_is_the_same_run(script, tmp_path):
     with open(half / "metrics.jsonl", "a") as file:  # a line of a step after the checkpoint, and a torn one
         file.write('{"step": 4, "rollout/reward": 9}\n{"step": 5, "rollo')
     assert_same_run(whole, train(script, resume=str(half), steps=6))
-    assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006.pt"]
+    assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006"]
 
 
 def test_resume_after_kill_9(tmp_path):
@@ -103,12 +104,14 @@ def test_resume_after_kill_9(tmp_path):
     whole = train("guide_grpo", **args, run_dir=str(tmp_path / "whole"))
     killed = tmp_path / "killed"
     process = subprocess.Popen(command("guide_grpo", **args, run_dir=killed), **QUIET)
-    while not (killed / "checkpoint/step-000003.pt").exists():
+    while not (killed / "checkpoint/step-000003").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.002)
     process.kill()
     process.wait()
-    (killed / "checkpoint/step-000099.pt.part").write_bytes(b"torn")  # as if the kill had come while writing
+    torn = killed / "checkpoint/step-000099.part"  # as if the kill had come while writing
+    torn.mkdir()
+    (torn / "__0_0.distcp").write_bytes(b"torn")
     done = run("guide_grpo", resume=killed)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, killed)
@@ -130,7 +133,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     assert out.read().splitlines()[-1] == (
         f"stopped by {number.name} after step {steps}; go on with: python guide_grpo.py --resume {run_dir}"
     )
-    assert (run_dir / f"checkpoint/step-{steps:06d}.pt").exists()
+    assert (run_dir / f"checkpoint/step-{steps:06d}").exists()
 
 
 def test_micro_batches_do_not_change_a_step(tmp_path):
@@ -217,19 +220,23 @@ def test_a_users_mistake_ends_the_process_with_code_1():
     assert done.returncode == 1 and done.stderr.startswith("error: --n 1: ") and "Traceback" not in done.stderr
 
 
-def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path, monkeypatch):
-    parts = {"model": torch.nn.Linear(2, 2)}
-    grpo.save_checkpoint(tmp_path, 1, parts, keep=2)
-    before = (tmp_path / "checkpoint/step-000001.pt").read_bytes()
-
-    def full(*_):
-        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file: No space left")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="make room, then go on with --resume"):
-        grpo.save_checkpoint(tmp_path, 2, parts, keep=2)
-    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-000001.pt"]
-    assert (tmp_path / "checkpoint/step-000001.pt").read_bytes() == before
+def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
+    model = torch.nn.Linear(256, 256)
+    save_checkpoint(tmp_path, 1, {"model": model}, keep=1)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.nn.init.ones_(model.weight)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: the file of 262 kB breaks off
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*make room, then go on with --resume"):
+            save_checkpoint(tmp_path, 2, {"model": model}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-000001"]
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "rollouts.jsonl").touch()
+    assert load_checkpoint(tmp_path, {"model": model}) == 1
+    assert all(torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.slow
