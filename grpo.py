@@ -253,7 +253,7 @@ def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.T
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
 def policy_loss(logp_NT, old_logp_NT, advantages_NT, eps_low: float, eps_high: float):
-    """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
+    """PPO's clipped surrogate per token, to be minimised (PPO eq. 7, GRPO eq. 3), and where the clip took the gradient away.
 
     loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or [N, 1] where
     the tokens of a response share it.
@@ -365,7 +365,7 @@ def main(args: Args) -> Path:
         for part in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = [row for i in part for row in groups[i]]
             n_tokens = sum(len(row.response) for row in batch)
-            live = [row for row in batch if id(row) in has_gradient]  # the denominators count all rows
+            live = [row for row in batch if id(row) in has_gradient]  # the denominators count the whole batch
             if not live:
                 continue
             lengths = [len(row.prompt) + len(row.response) for row in live]

@@ -17,8 +17,9 @@ trained on after the plain prompt x, without a clip: rho = pi(y_t | x, ..) / pi_
   - A is whitened over plain and guided rows together: the better the guided ones, the more the failed ones are pushed down.
 
 Differs from the papers:
-  - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
-    step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's).
+  - paper: several clipped updates on each batch; here: one (`--mini-batches 1`), in which the ratio is 1 and no clip acts;
+    the command below has the paper's number. beta is 0 and not the NSR paper's 1e-3, which saves the reference model.
+  - the critic learns alone in the first `--critic-warmup` steps, because whitened errors of a new critic are only noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline, and it shares nothing with the policy.
 
     python guide_ppo.py                         # the embedded 0.8 M model on Countdown: minutes on a laptop
@@ -242,7 +243,9 @@ class Critic(torch.nn.Module):
         t_T = torch.arange(int(response_N.max()), device=ids_NL.device)
         before_NT = (prompt_N[:, None] + t_T - 1).clamp(max=ids_NL.shape[1] - 1)
         hidden_NLD = self.backbone(ids_NL, use_cache=False).last_hidden_state
-        values_NT = self.head(hidden_NLD)[..., 0].float().gather(1, before_NT)
+        with torch.autocast(ids_NL.device.type, enabled=False):  # bfloat16 would round V to steps of 0.004
+            values_NL1 = torch.nn.functional.linear(hidden_NLD.float(), self.head.weight.float(), self.head.bias.float())
+            values_NT = values_NL1[..., 0].gather(1, before_NT)
         return values_NT * (t_T < response_N[:, None])
 
 
@@ -325,7 +328,7 @@ def whitened(x_NT, mask_NT):
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
 def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low: float, eps_high: float, guide_ratio, gamma):
-    """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
+    """PPO's clipped surrogate per token, to be minimised (PPO eq. 7, GRPO eq. 3), and where the clip took the gradient away.
 
     loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or [N, 1] where
     the tokens of a response share it.
@@ -353,7 +356,10 @@ def explained_variance(values_M, returns_M) -> float:
 
 
 def value_loss(values_NT, old_values_NT, returns_NT, clip: float):
-    """0.5 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2) per token, and where the clipped one is the larger."""
+    """0.5 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2) per token, and where the clipped one is the larger.
+
+    Of the PPO authors' code (openai/baselines), not of their paper.
+    """
     near_NT = old_values_NT + (values_NT - old_values_NT).clamp(-clip, clip)
     free_NT, clipped_NT = (values_NT - returns_NT) ** 2, (near_NT - returns_NT) ** 2
     return 0.5 * torch.max(free_NT, clipped_NT), clipped_NT > free_NT

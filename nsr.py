@@ -9,7 +9,7 @@ Paper: The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning (
 
 Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
-    step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's).
+    step with A_i not 0, divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's).
 
 Differs from grpo.py by *advantage*, by an entropy bonus for the KL term, and by rows of the other sign, dropped unread.
 
@@ -245,7 +245,7 @@ def signed_advantages(rewards_N: torch.Tensor, reinforce: str, lam: float) -> to
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
 def policy_loss(logp_NT, old_logp_NT, advantages_NT, eps_low: float, eps_high: float):
-    """PPO's clipped surrogate per token, to be minimised (DeepSeekMath eq. 3), and where the clip took the gradient away.
+    """PPO's clipped surrogate per token, to be minimised (PPO eq. 7, GRPO eq. 3), and where the clip took the gradient away.
 
     loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or [N, 1] where
     the tokens of a response share it.
@@ -322,7 +322,7 @@ def main(args: Args) -> Path:
         # advantage
         for row, reward in zip(rows, torch.tensor([row.reward for row in rows])):
             row.advantage = signed_advantages(reward, args.reinforce, args.lam).item()
-        groups = [[row for row in group if row.advantage != 0] for group in groups]  # rows of the other sign are dropped
+        groups = [[row for row in group if row.advantage != 0] for group in groups]  # of no pass, of no denominator
 
         # log-probs under the policies that stand still during the update
         score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
@@ -340,7 +340,7 @@ def main(args: Args) -> Path:
         for part in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = [row for i in part for row in groups[i]]
             n_tokens = sum(len(row.response) for row in batch)
-            live = [row for row in batch if id(row) in has_gradient]  # the denominators count all rows
+            live = [row for row in batch if id(row) in has_gradient]  # the denominators count the whole batch
             if not live:
                 continue
             lengths = [len(row.prompt) + len(row.response) for row in live]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import evaluate
 from ppo import explained_variance, gae, value_loss, whitened
 from tests.test_loop import BASE, MODEL, TIGHT, full_logp
 
@@ -174,26 +173,11 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
 
     # The critic's first step moves its head by lr / tokens * sum of (R_t - V_t) h_t, h_t read before token t, plain context.
     if args["critic_lr"]:
-<<<<<<< HEAD
         toward = sum((R - hidden_TD @ critic_head) @ hidden_TD for _, _, R, hidden_TD in rows)
         moved = critic_head + args["critic_lr"] * toward / sum(len(row.response) for row, *_ in rows)
         assert (moved - critic_head).norm() > 1e-5
         (critic,) = critics
         torch.testing.assert_close(critic.head.weight[0].detach(), moved, atol=1e-6, rtol=1e-3)
-=======
-        base = AutoModelForCausalLM.from_pretrained(MODEL).base_model
-        head = torch.zeros(128)
-        with torch.no_grad():
-            for _, row, A, *_ in rows:
-                hidden = base(torch.tensor([row.prompt + row.response])).last_hidden_state[0]
-                head += A @ hidden[len(row.prompt) - 1 : -1]
-        critic = module.Critic(MODEL)
-        evaluate.load_checkpoint(run, {"critic": critic})
-        critic = critic.state_dict()
-        head *= args["critic_lr"] / sum(len(row.response) for _, row, *_ in rows)
-        torch.testing.assert_close(critic["head.weight"][0], head, atol=1e-6, rtol=1e-3)
-        torch.testing.assert_close(critic["backbone.layers.0.mlp.up_proj.weight"], base.layers[0].mlp.up_proj.weight.detach())
->>>>>>> d-ranks
 
 
 def test_warm_up_moves_the_critic_alone(tmp_path):
