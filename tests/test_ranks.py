@@ -31,9 +31,9 @@ CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
     "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown", "gradient_checkpointing": True}),
     "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence"}),
-    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 2, "filter_rounds": 1}),  # rank 1 has no failed group
+    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # that one has all failed groups
     "nsr": ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
-    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "seed": 7, "steps": 6}),
+    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "steps": 4}),
     "ppo": ("ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
     "guide_ppo": ("guide_ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
     "guide_ppo_of_one_prompt": ("guide_ppo", {"prompts": 1, **CRITIC}),
