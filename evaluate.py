@@ -593,13 +593,14 @@ def join_ranks(device: str) -> str:
     device = pick_device(device)
     if world() == 1 or dist.is_initialized():
         return device
+    backend, bound = "gloo", None
     if device == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= (gpus := torch.cuda.device_count()):
             raise UserError(f"torchrun started more processes than this machine has GPUs: use --nproc-per-node {gpus}")
         torch.cuda.set_device(local)
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(hours=2))  # a rank may wait long for another's rollout
+        backend, bound = "cpu:gloo,cuda:nccl", torch.device("cuda", local)  # vLLM's engines want both; objects go by gloo
+    dist.init_process_group(backend, device_id=bound, timeout=timedelta(hours=2))  # a rank may wait for another's rollout
     if rank():
         sys.stdout = open(os.devnull, "w")
         transformers.utils.logging.set_verbosity_error()
@@ -658,6 +659,12 @@ def uses_weights(function):
         return getattr(model, name)(*args, **kwargs)
 
     return call
+
+
+def go_on(run: Path) -> str:
+    """How to go on with a run that was stopped."""
+    several = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} --" if world() > 1 else "python"
+    return f"go on with: {several} {Path(sys.argv[0]).name} --resume {run}"
 
 
 def clip_gradient(model: torch.nn.Module, most: float) -> float:
@@ -743,6 +750,8 @@ def load_checkpoint(run: Path, parts: dict) -> int:
     Any number of ranks reads what any number has written.
     """
     newest, step = max(checkpoints(run), default=None), 0
+    if not newest and any((run / "checkpoint").glob("*.pt")):
+        raise UserError(f"--resume {run}: its checkpoints are of an earlier version of CleanRLVR; go on with that one")
     if newest:
         step = int(newest.name.removeprefix("step-"))
         saved = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
@@ -806,7 +815,7 @@ def command_line(main, Args) -> None:
         sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
     except KeyboardInterrupt as stop:  # outside of the steps: within them the script itself saves first
         if _open_run:
-            print(f"\nstopped outside of a step, nothing is lost; go on with: python {script}.py --resume {_open_run[-1]}")
+            print(f"\nstopped outside of a step, nothing is lost; {go_on(_open_run[-1])}")
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -919,6 +928,7 @@ def main() -> None:
         if args.plot:
             plot({"base": base, "trained": trained}, args.plot)
         return
+    args.device = join_ranks(args.device)
     if not (args.model and args.out):
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
     if not Path(args.out).resolve().parent.is_dir():

@@ -352,7 +352,8 @@ def main(args: Args) -> Path:
     sampler.update(evaluate.stream(model, sampler.dtype))
 
     stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
-    catch = lambda number, _: sys.exit(1) if stopped else stopped.append(number)  # noqa: E731
+    # ... but not of several processes: torchrun passes on what a scheduler has sent to all of them
+    catch = lambda number, _: sys.exit(1) if stopped and evaluate.world() == 1 else stopped.append(number)  # noqa: E731
     handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
 
     done = start
@@ -496,7 +497,7 @@ def main(args: Args) -> Path:
         if signals:
             verifier.close()
             name = signal.Signals(signals[0]).name
-            print(f"\nstopped by {name} after step {done}; go on with: python {Path(__file__).name} --resume {run}")
+            print(f"\nstopped by {name} after step {done}; {evaluate.go_on(run)}")
             sys.exit(0 if signals[0] == signal.SIGTERM else 130)
 
     bar.close()

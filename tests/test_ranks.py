@@ -31,10 +31,10 @@ CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
     "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown", "gradient_checkpointing": True}),
     "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence"}),
-    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 2, "filter_rounds": 1}),  # rank 1 has no failed group
+    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # that one has all failed groups
     "nsr": ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
-    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "seed": 7, "steps": 6}),
-    "ppo": ("ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
+    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "steps": 4}),
+    "ppo": ("ppo", {"mini_batches": 4, "n": 3, "beta": 0.1, **CRITIC, "micro_tokens": 1}),  # of 3 rows an update rank 1 has 1
     "guide_ppo": ("guide_ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
     "guide_ppo_of_one_prompt": ("guide_ppo", {"prompts": 1, **CRITIC}),
 }
@@ -108,6 +108,7 @@ def runs(tmp_path_factory):
     alone, own_seed = evaluate.TransformersSampler._generate, evaluate.own_seed
     same_samples()
     sgd_cases(folder / "one")
+    run_evaluation(folder / "one.json")
     yield folder
     evaluate.TransformersSampler._generate, evaluate.own_seed = alone, own_seed
 
@@ -181,12 +182,13 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     while not (run / "metrics.jsonl").exists() or not metrics(run):
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(children(process.pid)[1], signal.SIGTERM)
+    for _ in range(2):  # the scheduler's, and the same one passed on by torchrun
+        os.kill(children(process.pid)[1], signal.SIGTERM)
     assert process.wait(timeout=120) == 0
     out.seek(0)
     steps = len(metrics(run))
     assert out.read().splitlines()[-1] == (
-        f"stopped by SIGTERM after step {steps}; go on with: python guide_grpo.py --resume {run}"
+        f"stopped by SIGTERM after step {steps}; go on with: torchrun --nproc-per-node 2 -- guide_grpo.py --resume {run}"
     )
     assert [path.name for path in evaluate.checkpoints(run)] == [f"step-{steps:06d}"]
 
@@ -203,6 +205,19 @@ def test_a_checkpoint_that_one_rank_cannot_write_keeps_the_last_one(runs):
     said = (runs / "full.json").read_text()
     assert said.count("make room, then go on with --resume") == 2  # both ranks know
     assert [path.name for path in (runs / "full/checkpoint").iterdir()] == ["step-000001"]
+
+
+def test_evaluation_is_shared_and_keeps_the_order(runs):
+    one, two = (json.loads((runs / name).read_text()) for name in ("one.json", "two.json"))
+    assert [row["id"] for row in one["problems"]] == [row["id"] for row in two["problems"]] and len(two["problems"]) == 7
+    assert [row["c"] for row in one["problems"]] == [row["c"] for row in two["problems"]]
+    assert one["verdicts"] == two["verdicts"] and sum(two["verdicts"].values()) == 7 * 16
+
+
+def run_evaluation(out: Path) -> None:
+    argv, sys.argv = sys.argv, f"evaluate.py --model {MODEL} --limit 7 --n 16 --device cpu --out {out}".split()
+    evaluate.main()
+    sys.argv = argv
 
 
 def full_disk(folder: Path) -> None:
@@ -228,6 +243,7 @@ if __name__ == "__main__":
     full_disk(folder)
     same_samples()
     sgd_cases(folder / "two")
+    run_evaluation(folder / "two.json")
     args = {**BASE, "lr": 1e-3, "critic_warmup": 1, "beta": 0.01}
     train("ppo", folder / "resumed/whole", **{**args, "steps": 4, "save_every": 1})  # saved before the policy's first update
     half = train("ppo", folder / "resumed/two", **{**args, "steps": 2})
