@@ -634,6 +634,7 @@ def jail(folders: list[str]) -> None:
     bind, detach, read_only = 4096 | 16384, 2, (ctypes.c_uint64 * 4)(1)
     new = os.getcwd()
     call("mount", "none", new, "tmpfs", 6, "size=64m,mode=777")
+    os.chdir(new)  # into what is mounted now
     for folder in folders:
         inside = new + folder
         if os.path.islink(folder):
