@@ -46,8 +46,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
+from pathlib import Path
 
-from data import COUNTDOWN_MAX, Problem, UserError, last_box, load
+from data import COUNTDOWN_MAX, Problem, UserError, last_box, load, read_file
 
 WHY = ("right", "wrong", "no answer", "timeout", "error")
 MATH_SECONDS = 1.5  # of wall time for one comparison; the worker gives up by itself after 1 s of CPU time
@@ -159,7 +160,7 @@ def _ascii(char: str) -> str:
         return SYMBOLS.get(char, char)
     kind, plain = unicodedata.decomposition(char).split(" ")[0], unicodedata.normalize("NFKC", char)
     if kind == "<fraction>":
-        return r"\frac{%s}{%s}" % tuple(plain.split("⁄"))
+        return "\\frac{{{}}}{{{}}}".format(*plain.split("⁄"))
     if kind in ("<super>", "<sub>"):
         return f"{'^' if kind == '<super>' else '_'}{{{SYMBOLS.get(plain, plain)}}}"
     greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(char, ""))
@@ -284,7 +285,7 @@ def read(s: str, thousands: bool = True) -> tuple:
 def _read_list(parts: list[str], thousands: bool) -> tuple:
     items = [read(part, thousands) for part in parts]
     named = [item[2] for item in items if item[0] == "named"]
-    if len(set(named)) == 1 and (len(named) == len(items) or len(named) == 1 and items[0][0] == "named"):
+    if len(set(named)) == 1 and (len(named) == len(items) or (len(named) == 1 and items[0][0] == "named")):
         items = [item[1] if item[0] == "named" else item for item in items]  # x=2 or x=3; n=3,4,5
     return ("list", [part for item in items for part in (item[1] if item[0] == "list" else [item])])
 
@@ -425,11 +426,16 @@ def same(a: tuple, g: tuple, leaf) -> bool:
     return True
 
 
+SHORT_NUMBER = re.compile(r"([-+]?[\d.,]*\d(?:[eE][-+]?\d+|\\times ?10\^(?:\{-?\d+\}|\d))?) ?[A-Za-z/][A-Za-z/^{}\-\d .]*")
+
+
 def equal(answer: str, gold: str, meta: dict, leaf) -> bool:
     """Whether two answers are the same; `leaf(a, g, meta)` compares parts. "1,234" may be a number or a list."""
     if len(answer) > 2000 or len(gold) > 2000:
         return answer == gold
     answer, gold = normalise(answer), normalise(gold)
+    if "rel_tol" in meta and (short := SHORT_NUMBER.fullmatch(answer)) and not NO_UNIT.search(answer):
+        answer = short[1]  # 8.31 J/K without \text
     readings = (True, False) if THOUSANDS.fullmatch(gold) and "," in gold else (True,)
     scales = ("", *re.findall(r"10\^\{?-?\d+\}?", meta.get("unit", "")))  # SciBench: the unit may carry a power of ten
     return any(
@@ -737,7 +743,7 @@ class Program:
         spaces = ["unshare", "--pid", "--net", "--ipc", "--mount", "--mount-proc", "--fork", "--kill-child"]
         folders = ["/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", sys.base_prefix, sys.prefix]
         folders = [f for f in dict.fromkeys(folders) if not any(f != g and f.startswith(g + "/") for g in folders)]
-        processes = 64 if jailed else 64 + sum(os.stat(p).st_uid == os.getuid() for p in glob.glob("/proc/[0-9]*") if os.path.exists(p))
+        processes = 64 if jailed else 1024  # without a jail the limit counts everything that the user runs
         call = f"child({jailed}, {stdin is not None}, {folders}, {processes})"
         self.process = subprocess.Popen(
             [*([*spaces, *prefix] if jailed else []), sys.executable, "-I", "-c", f"{CHILD}\n{call}"],
@@ -823,9 +829,8 @@ def stdio_verdict(source: str, cases: list[dict], mode: str) -> bool:
                 except subprocess.TimeoutExpired:
                     raise Stopped("timeout") from None
             printed.seek(0)
-            said, wanted = (
-                [line.rstrip() for line in text.rstrip().splitlines()] for text in (printed.read().decode(errors="replace"), case["output"])
-            )
+            texts = (printed.read().decode(errors="replace"), case["output"])
+        said, wanted = ([line.rstrip() for line in text.rstrip().splitlines()] for text in texts)
         if code != 0 or said != wanted:
             return False
     return True
@@ -837,15 +842,18 @@ def assert_verdict(source: str, tests: dict, mode: str) -> bool:
     exec(tests.get("setup", ""), here)
     here.pop(tests.get("entry_point", ""), None)
     code = ast.parse(tests["code"])
-    used = {node.id for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    bound = {node.id for node in ast.walk(code) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    bound |= {node.name for node in ast.walk(code) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    bound |= {node.arg for node in ast.walk(code) if isinstance(node, ast.arg)}
-    bound |= {(n.asname or n.name).split(".")[0] for node in ast.walk(code) if isinstance(node, (ast.Import, ast.ImportFrom)) for n in node.names}
+    nodes = list(ast.walk(code))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
     with Program(source, mode) as program:
-        for name in used - bound - here.keys() - set(dir(builtins)):
-            here[name] = program.ask({"do": "name", "name": name})
         try:
+            for name in used - bound - here.keys() - set(dir(builtins)):
+                standard = name in sys.stdlib_module_names  # MBPP's tests use `math` without an import
+                here[name] = importlib.import_module(name) if standard else program.ask({"do": "name", "name": name})
             exec(compile(code, "tests", "exec"), here)
         except Exception:  # a failed assertion, or an answer that the test can do nothing with
             return False
@@ -1036,7 +1044,9 @@ class Verifier:
         selector.close()
 
     def _seconds(self, request: dict) -> float:
-        return CODE_SECONDS + 3 if "program" in request else min(MATH_SECONDS, self.time_limit) if "gold" in request else self.time_limit
+        if "program" in request:
+            return CODE_SECONDS + 3
+        return min(MATH_SECONDS, self.time_limit) if "gold" in request else self.time_limit
 
     @staticmethod
     def _settle(worker: Worker, verdict: Verdict, verdicts) -> None:
@@ -1106,17 +1116,60 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
     return [p for p in problems if p.id not in bad]
 
 
+def run_cases(path: str, verifier: Verifier, require: float) -> bool:
+    """Labelled cases: prints accuracy, false positives and false negatives by kind; whether `require` is reached.
+
+    Rows have prediction, gold, correct; or completion, tests, correct; or pieces ([[text, repeat]]), gold, correct.
+    """
+    rows = read_file(Path(path))
+    completions, problems = [], []
+    for number, row in enumerate(rows):
+        try:
+            text = "".join(piece * times for piece, times in row["pieces"]) if "pieces" in row else None
+            completions.append(text or row.get("prediction", row.get("completion")))
+            domain, meta = ("code", {"tests": row["tests"]}) if "tests" in row else ("math", {})
+            problems.append(Problem(str(number), "", row.get("gold", ""), domain, meta=meta))
+            row["correct"], completions[-1].strip
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path}, row {number}: expected prediction or completion or pieces, gold or tests, correct") from None
+    start = time.monotonic()
+    verdicts = verifier.score(completions, problems)
+    seconds = time.monotonic() - start
+    table: dict[str, Counter] = {}
+    for row, verdict in zip(rows, verdicts):
+        kind = "right" if verdict.correct == row["correct"] else "false positive" if verdict.correct else "false negative"
+        table.setdefault(row.get("kind", "all"), Counter())[kind] += 1
+    total = sum(table.values(), Counter())
+    for kind, counts in sorted(table.items()):
+        if counts["right"] < counts.total():
+            print(f"{kind:<28}{counts['false positive']:>4} false positives{counts['false negative']:>4} false negatives"
+                  f"  of {counts.total()}")
+    accuracy = total["right"] / len(rows)
+    print(f"accuracy {accuracy:.4f}, {total['false positive']} false positives, {total['false negative']} false negatives of "
+          f"{len(rows)}; {seconds:.1f} s; verdicts {dict(Counter(v.why for v in verdicts))}")
+    return accuracy >= require
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Verify one completion, or every reference answer of a data set.")
+    parser = argparse.ArgumentParser(description="Verify one completion, every reference answer of a data set, or labelled cases.")
     parser.add_argument("--answer", help="the reference answer")
     parser.add_argument("--completion", help=r"a completion with its answer in \boxed{}")
     parser.add_argument("--data", help="a data set whose reference answers to check against themselves")
     parser.add_argument("--split", default="train")
+    parser.add_argument("--cases", help="a file of labelled cases")
+    parser.add_argument("--require", type=float, default=0.0, help="the accuracy on --cases below which the exit code is 1")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with Verifier(args.workers) as verifier:
-        if args.data:
+        if args.cases:
+            sys.exit(0 if run_cases(args.cases, verifier, args.require) else 1)
+        elif args.data:
             problems = load(args.data, args.split)
+            verdicts = verifier.score([gold_completion(p) for p in problems], problems)
+            print(f"{'reference answers':<20}{'rows':>6}" + "".join(f"{why:>11}" for why in WHY))
+            for domain in sorted({p.domain for p in problems}):
+                counts = Counter(v.why for p, v in zip(problems, verdicts) if p.domain == domain)
+                print(f"{domain:<20}{counts.total():>6}" + "".join(f"{counts[why]:>11}" for why in WHY))
             kept = check_golds(problems, verifier)
             print(f"{args.data}: {len(kept)} of {len(problems)} reference answers verify against themselves")
         elif args.answer is not None and args.completion is not None:
@@ -1124,7 +1177,7 @@ def main() -> None:
             print(verdict.why)
             sys.exit(0 if verdict.correct else 1)
         else:
-            raise UserError("give --answer and --completion, or --data")
+            raise UserError("give --answer and --completion, or --data, or --cases")
 
 
 if __name__ == "__main__":
