@@ -28,7 +28,6 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
-
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
 
 
@@ -121,7 +120,8 @@ ACCEPTED = (
     "accepted columns (any case): question | problem | prompt with answer | gold | target | final_answer, or with a solution "
     "that ends in \\boxed{}, and if there are any hint, solution | cot | rationale, id; or verl's prompt (chat list) and "
     "reward_model.ground_truth; or question, choices, answer (index or letter); or problem_text, answer_number, unit; "
-    "or prompt, entry_point, test, canonical_solution; or question, tests ({type: assert, code} or {type: stdio, cases}), solution"
+    "or prompt, entry_point, test, canonical_solution; "
+    "or question, tests ({type: assert, code} or {type: stdio, cases}), solution"
 )
 
 
@@ -235,15 +235,17 @@ def _problem(row: dict, default_id: str) -> Problem | None:
     if {"question", "answer", "domain", "meta"} <= row.keys() and isinstance(row["meta"], dict):  # written by --make-hints
         return Problem(id, row["question"], row["answer"], row["domain"], hint, row.get("solution"), row["meta"])
     if "entry_point" in row and "test" in row:  # HumanEval, MBPP
-        code = f"{row['test']}\ncheck({row['entry_point']})\n"
+        entry = row["entry_point"].strip()
+        code = row["test"].replace("def check(", "def run_tests(") + f"\nrun_tests({entry})\n"  # a program may define `check`
         # Helpers in the prompt are the tests' own: a program must not be able to replace what it is judged with.
-        tests = {"type": "assert", "code": code, "setup": row["prompt"], "entry_point": row["entry_point"]}
+        tests = {"type": "assert", "code": code, "setup": row["prompt"], "entry_point": entry}
         question = "Complete this Python program. Answer with the whole program in one fenced block.\n\n" + row["prompt"]
         answer = _reference_program(row["prompt"], row["canonical_solution"]) if "canonical_solution" in row else ""
         return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": tests})
     if isinstance(row.get("tests"), dict) and row["tests"].get("type") in ("assert", "stdio"):  # a program and its tests
         answer = _text(first("answer", "canonical_solution", "solution"))
-        return Problem(id, _text(first("question", "prompt", "problem")), answer, "code", hint, answer, {**meta, "tests": row["tests"]})
+        question = _text(first("question", "prompt", "problem"))
+        return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": row["tests"]})
     choices = first("choices", "options")
     if choices is not None and "question" in row:  # MMLU, MMLU-Pro
         if not isinstance(choices, list):
@@ -294,7 +296,7 @@ def _reference_program(prompt: str, body: str) -> str:
     with suppress(SyntaxError):
         compile(prompt + body, "program", "exec")
         return prompt + body
-    indent = re.match(r"\s*", body)[0]
+    indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
     head, signature, docstring = prompt.rpartition("\ndef ") if "\ndef " in prompt else ("", "", prompt)
     first, *lines = docstring.split("\n")
     return head + signature + "\n".join([first, *(indent + line.strip() if line.strip() else line for line in lines)]) + body
@@ -353,7 +355,8 @@ def solution_hint(question: str, solution: str, answer: str) -> str | None:
     """
     solution = re.sub(r"\[asy\].*?(\[/asy\]|$)", "", solution, flags=re.DOTALL)
     sentences, piece = [], ""
-    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+|(?<=\\\])|(?<=\$\$)", solution):  # or after a displayed formula
+    # A sentence ends in a full stop, a paragraph or a displayed formula.
+    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+|(?<=\\\])|(?<=\$\$)", solution):
         piece += part
         # A full stop inside a formula ends no sentence.
         if piece.count("$") % 2 == 0 and piece.count(r"\[") == piece.count(r"\]") and piece.strip():
@@ -504,8 +507,8 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 
 # ---- making hints ----------------------------------------------------------------------------------------------------
 
-GUIDANCE = """Here is a problem and its reference solution. Write two or three sentences of guidance for a student: which idea to
-use and how to begin. Do not give the final answer, do not carry out the last steps, and do not write \\boxed.
+GUIDANCE = """Here is a problem and its reference solution. Write two or three sentences of guidance for a student: which idea
+to use and how to begin. Do not give the final answer, do not carry out the last steps, and do not write \\boxed.
 
 Problem: {question}
 
@@ -534,7 +537,8 @@ def model_hints(model: str, device: str, tries: int, max_tokens: int):
                 own = tokenizer.chat_template is not None
                 if own:
                     chat = [{"role": "user", "content": text}]
-                    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+                    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+                    text = tokenizer.apply_chat_template(chat, **options)
                 ids = list(tokenizer(text, add_special_tokens=not own).input_ids)
                 if problem.id not in found and len(ids) + max_tokens <= sampler.positions:
                     left[problem.id] = (problem, ids)
