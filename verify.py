@@ -174,7 +174,7 @@ TOKEN = re.compile(r"""
   | (?P<or> "[,\ ]*(?:and|or)[,\ ]*" | (?<![a-z\\])(?:and|or)(?![a-z]))
   | (?P<comma> [,;])
   | (?P<order> \\(?:[lg]eq?(?:slant)?|[lg]t)(?![a-z]) | [<>]=?)
-  | (?P<equal> =)
+  | (?P<equal> = | \\(?:approx|simeq|equiv)(?![a-z]))
   | (?P<colon> :)
   | (?P<row> \\\\)
   | (?P<cell> &)
@@ -183,7 +183,8 @@ TOKEN = re.compile(r"""
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,3}( \d{3})+(\.\d+)?")
 # What may stand before "=": a letter, \theta, x_1, f(x), AB, "Area", |z|, or letters with commas between.
 NAME = re.compile(r"""
-    -?(?:\\(?:angle|overline|triangle)\ ?)? (?:[A-Za-z]{1,3} | \\[a-z]+ | "[^"]+") (?:_\w | _\{\w+\})?'* (?:\([a-z](?:,[a-z])*\))?
+    -?(?:\\(?:angle|overline|triangle)\ ?)? (?:[A-Za-z]{1,3} | \\[a-z]+ | "[^"]+") (?:_\w | _\{\w+\})?'*
+    (?:\([a-z](?:,[a-z])*\))?
   | \(?[a-zA-Z](?:_\w)?(?:,[a-zA-Z](?:_\w)?)+\)? | \|[a-zA-Z]\|
 """, re.VERBOSE)  # fmt: skip
 UNITS = {alias: words.split()[0] for words in (  # two different ones of these are not the same; other words are not compared
@@ -431,18 +432,22 @@ def same(a: tuple, g: tuple, leaf) -> bool:
     return True
 
 
+def nesting(s: str) -> int:
+    return max(itertools.accumulate((c in "({[") - (c in ")}]") for c in s), default=0)
+
+
 SHORT_NUMBER = re.compile(r"([-+]?[\d.,]*\d(?:[eE][-+]?\d+|\\times ?10\^(?:\{-?\d+\}|\d))?) ?[A-Za-z/][A-Za-z/^{}\-\d .]*")
 
 
 def equal(answer: str, gold: str, meta: dict, leaf) -> bool:
     """Whether two answers are the same; `leaf(a, g, meta)` compares parts. "1,234" may be a number or a list."""
-    if len(answer) > 2000 or len(gold) > 2000:
+    if len(answer) > 2000 or len(gold) > 2000 or nesting(answer) > 40:
         return answer == gold
     answer, gold = normalise(answer), normalise(gold)
     if "rel_tol" in meta and (short := SHORT_NUMBER.fullmatch(answer)) and not NO_UNIT.search(answer):
         answer = short[1]  # 8.31 J/K without \text
     readings = (True, False) if THOUSANDS.fullmatch(gold) and "," in gold else (True,)
-    scales = ("", *re.findall(r"10\^\{?-?\d+\}?", meta.get("unit", "")))  # SciBench: the unit may carry a power of ten
+    scales = ("", *re.findall(r"10\^(?:\{-?\d+\}|\d+)", meta.get("unit", "")))  # SciBench: the unit may carry a power of ten
     return any(
         same(read(answer, thousands), read(gold + (scale and rf"\times {scale}"), thousands), lambda a, g: leaf(a, g, meta))
         for thousands in readings for scale in scales
@@ -469,8 +474,7 @@ def expression(latex: str):
     from latex2sympy2_extended import latex2sympy  # math-verify's reader
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    nesting = max(itertools.accumulate((c in "({[") - (c in ")}]") for c in latex), default=0)
-    if len(latex) > 400 or nesting > 20 or '"' in latex or BOMB.search(latex):
+    if len(latex) > 400 or nesting(latex) > 20 or '"' in latex or BOMB.search(latex):
         return None
     latex = re.sub(r"(\d*)\.(\d+)", lambda m: rf"(\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}})", latex)
     latex = re.sub(r"\\log(?![_a-z])", r"\\ln", latex)
@@ -551,6 +555,9 @@ def proportional(a: tuple, g: tuple) -> bool:
 
 def algebra_leaf(a: tuple, g: tuple, meta: dict) -> bool:
     """`quick_leaf` with algebra."""
+    import sympy
+    from sympy.core.function import AppliedUndef
+
     with suppress(Unsure):
         return quick_leaf(a, g, meta)
     if a[0] == "relation":
@@ -559,10 +566,11 @@ def algebra_leaf(a: tuple, g: tuple, meta: dict) -> bool:
     if x is None or y is None:
         return False
     verdict = equal_expressions(x, y)
-    if verdict is None:  # sets, functions without a rule
+    if verdict is None:  # sets, or functions without a rule; math-verify rounds numbers, so it does not judge those
         from math_verify import verify as judge
 
-        return judge(y, x, timeout_seconds=None)
+        alike = all(isinstance(t, sympy.Set) for t in (x, y)) or all(t.has(AppliedUndef) for t in (x, y))
+        return alike and judge(y, x, timeout_seconds=None)
     if not verdict and meta.get("rel_tol", meta.get("abs_tol")) and not (x.free_symbols or y.free_symbols):
         numbers = [Fraction(str(v)) for v in (x.evalf(20), y.evalf(20)) if v.is_Float or v.is_Rational]
         return len(numbers) == 2 and close(*numbers, meta)
