@@ -131,7 +131,8 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\sqrt *\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\\(frac|sqrt|binom) *([0-9a-zA-Z])", r"\\\1{\2}"),
     (rf"(\\(?:frac|binom) *{ARGUMENT}) *([0-9a-zA-Z])", r"\1{\2}"),
-    (r"([\^_])\{(\w)\}", r"\1\2"),
+    (r"\^(-\d+|\d{2,})", r"^{\1}"),  # 2^10 is not written by who means 2^1 times 0
+    (r"([\^_])\{(\w)\}(?!\d)", r"\1\2"),
     # A space goes unless it keeps two numbers or names apart: "1 1/2" is not 11/2, and "1, 234" are two numbers.
     (r" +", " "),
     (r"(?<!\w)(?<!,) | (?!\w)|(?<=,) (?!\d{3}(?!\d))|(?<![a-zA-Z\d]\d)(?<=\d) (?=[a-zA-Z](?![a-zA-Z]))", ""),
@@ -200,7 +201,9 @@ UNIT = re.compile(rf"""
         (?:\^-?\d | \^\{{-?\d\}})? \s*
     )+$""", re.VERBOSE)  # fmt: skip
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-NO_UNIT = re.compile(r"\b(or|and|not|more|less|least|most|than|to|hundred|thousand|million|billion|trillion|dozen)\b")
+NO_UNIT = re.compile(
+    r"\b(?:(?i:or|and|not|more|less|least|most|than|to|hundred|thousand|million|billion|trillion|dozen)|[abcdefi-knopqrtu-z])\b"
+)
 INFINITY, MINUS_INFINITY = ("value", r"\infty", ""), ("value", r"-\infty", "")
 
 
@@ -240,7 +243,7 @@ def read(s: str, thousands: bool = True) -> tuple:
     if TRIGONOMETRY.search(s):
         s = re.sub(r'(\d+)"degree"', r"{(\\frac{\1\\pi}{180})}", s)
     unit = UNIT.search(s)
-    unit = None if unit and NO_UNIT.search(unit[0].lower()) else unit
+    unit = None if unit and NO_UNIT.search(unit[0].replace(".", "")) else unit
     parts = [part for part in split(s, "comma", "or", "cup") if part]
     if len(parts) > 1 and not (thousands and THOUSANDS.fullmatch(s[: unit.start()].strip() if unit else s)):
         return _read_list(parts, thousands)
@@ -270,7 +273,7 @@ def read(s: str, thousands: bool = True) -> tuple:
         items = [part for part in split(inside, "comma") if part]
         if len(items) > 1 and opening in ("(", "[", "\\langle"):
             return ("tuple", opening.replace("\\langle", "("), closing.replace("\\rangle", ")"), [read(item) for item in items])
-        if (opening, closing) == ("(", ")") and items:
+        if opening + closing in ("()", "{}") and items:
             return read(inside, thousands)
     if re.fullmatch(r"\\math(bb|bf)\{R\}|\\Re", s):
         return ("tuple", "(", ")", [MINUS_INFINITY, INFINITY])
@@ -329,6 +332,10 @@ WORDS = re.compile(r'"|^[A-Za-z][a-z]{3,}$|^[A-Z]{3,}$|^(?:[Yy]es|[Nn]o|[Oo]dd)$
 
 class Unsure(Exception):
     """The comparison needs algebra."""
+
+
+class Stopped(BaseException):
+    """The answer is settled: "timeout" or "wrong". No `except Exception` of a library or of a test catches it."""
 
 
 def rational(answer: str) -> Fraction | None:
@@ -456,7 +463,7 @@ def equal(answer: str, gold: str, meta: dict, leaf) -> bool:
 
 def quick_verdict(answer: str, gold: str, meta: dict | None = None) -> Verdict | None:
     """Right or wrong where it is certain without algebra, else None."""
-    with suppress(Unsure):
+    with suppress(Unsure, RecursionError):
         return RIGHT if equal(answer, gold, meta or {}, quick_leaf) else WRONG
     return None
 
@@ -464,7 +471,7 @@ def quick_verdict(answer: str, gold: str, meta: dict | None = None) -> Verdict |
 # ---- algebra, in a worker --------------------------------------------------------------------------------------------
 
 # Expressions that no answer needs and that sympy could be busy with for hours.
-BOMB = re.compile(r"\d{5,}[!^]|\^-?\d{2}|\^\{?-?\d{5,}|!!|(\^[^^]{0,9}){4}|\d{1000}|\\(int|sum|prod|lim)[^a-z].*\d{4,}")
+BOMB = re.compile(r"\d{5,}[!^]|\^\{?-?\d{5,}|!!|(\^[^^]{0,9}){4}|\d{1000}|\\(int|sum|prod|lim)[^a-z].*\d{4,}")
 
 
 @lru_cache(4096)
@@ -500,19 +507,19 @@ def is_zero(number) -> bool | None:
 
 
 def points(symbols) -> list[dict]:
-    """Values for the symbols, by name: positive, negative and whole ones, the same in every process."""
+    """Values for the symbols, by name: small, negative, large and whole ones, the same in every process."""
     import sympy
 
     def value(name: str, turn: int):
         rng = random.Random(f"{name} {turn}")
         fraction = sympy.Rational(rng.randint(100, 3000), rng.randint(900, 1100))
-        return fraction if turn < 4 else -fraction if turn < 6 else sympy.Integer(rng.randint(2, 9))
+        return fraction * (1, 1, 1, -1, -1, 11, 17, 29)[turn] if turn < 8 else sympy.Integer(rng.randint(2, 9))
 
-    return [{symbol: value(symbol.name, turn) for symbol in symbols} for turn in range(8 if symbols else 1)]
+    return [{symbol: value(symbol.name, turn) for symbol in symbols} for turn in range(10 if symbols else 1)]
 
 
 def equal_expressions(a, g) -> bool | None:
-    """Whether two sympy expressions are equal: exactly for fractions, else to 200 digits at eight points; None: undecided."""
+    """Whether two sympy expressions are equal: exactly for fractions, else to 200 digits at ten points; None: undecided."""
     import sympy
 
     if not (isinstance(a, sympy.Expr) and isinstance(g, sympy.Expr)):
@@ -530,7 +537,7 @@ def equal_expressions(a, g) -> bool | None:
         if (zero := is_zero(x - y)) is False:
             return False
         verdicts.append(zero)
-    return True if verdicts.count(True) >= min(3, len(verdicts)) > 0 else None
+    return True if verdicts.count(True) >= (3 if a.free_symbols | g.free_symbols else 1) else None
 
 
 def proportional(a: tuple, g: tuple) -> bool:
@@ -550,7 +557,8 @@ def proportional(a: tuple, g: tuple) -> bool:
         return False
     if a[1] != "=" and not (x.subs(first) / y.subs(first)).evalf(15).is_positive:
         return False
-    return all(is_zero(x.subs(first) * y.subs(p) - x.subs(p) * y.subs(first)) is not False for p in others)
+    verdicts = [is_zero(x.subs(first) * y.subs(p) - x.subs(p) * y.subs(first)) for p in others]
+    return False not in verdicts and verdicts.count(True) >= 3
 
 
 def algebra_leaf(a: tuple, g: tuple, meta: dict) -> bool:
@@ -578,10 +586,10 @@ def algebra_leaf(a: tuple, g: tuple, meta: dict) -> bool:
 
 
 def math_equal(answer: str, gold: str, meta: dict | None = None, seconds: float = 1.0) -> bool:
-    """Whether two answers are the same, algebra included. Main thread only. TimeoutError after `seconds` of CPU time."""
+    """Whether two answers are the same, algebra included. Main thread only. Raises Stopped after `seconds` of CPU time."""
 
     def stop(*_):
-        raise TimeoutError
+        raise Stopped("timeout")
 
     handler = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -593,10 +601,6 @@ def math_equal(answer: str, gold: str, meta: dict | None = None, seconds: float 
 
 
 # ---- code: a program answers in a sandbox, the tests stay here -------------------------------------------------------
-
-class Stopped(BaseException):
-    """The program is over: it ended, said what is no answer, or took too long. No `except` of a test catches it."""
-
 
 def encode(value, number):
     """A result as JSON: plain values as they are, other built-in ones with their type, anything else as its `number`."""
@@ -743,7 +747,10 @@ class Remote:
 
 
 class Program:
-    """A running program in its sandbox. Use as a context; leaving it removes every process and file of the program."""
+    """A running program in its sandbox. Use as a context; leaving it removes every process and file of the program.
+
+    For workers only: to reach what a program has left behind it ends all children of its own process.
+    """
 
     def __init__(self, source: str, mode: str, stdin=None, stdout=None):
         self.folder = tempfile.mkdtemp(prefix="verify-")
@@ -901,10 +908,11 @@ def work() -> None:
     requests, out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 4 * 2**30))
     ctypes.CDLL(None).prctl(36, 1)  # subreaper: what a program leaves behind becomes a child of the worker, which ends it
     sys.set_int_max_str_digits(0)
     custom = load_function(sys.argv[2]) if len(sys.argv) > 2 else None
+    limit = (4 if custom else 2) * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if custom is None and not math_equal("x+1", "1+x", seconds=60):  # imports and warms up sympy before the clock runs
         raise UserError("the installed sympy, math-verify and latex2sympy2-extended do not find x+1 = 1+x")
     print("ready", file=out, flush=True)
@@ -917,8 +925,8 @@ def work() -> None:
                 why = code_why(request["program"], request["tests"])
             else:
                 why = "right" if math_equal(request["answer"], request["gold"], request["meta"]) else "wrong"
-        except TimeoutError:
-            why = "timeout"
+        except (Stopped, TimeoutError) as stopped:
+            why = str(stopped) if isinstance(stopped, Stopped) else "timeout"
         except Exception as error:  # whatever it is, the parent counts it as a verdict of its own
             print(f"verify: {type(error).__name__}: {error}"[:300], file=sys.stderr)
             why = "error"
@@ -1004,6 +1012,8 @@ class Verifier:
                 tolerance = {key: problem.meta[key] for key in ("rel_tol", "abs_tol", "unit") if key in problem.meta}
                 request = {"answer": answer, "gold": problem.answer, "meta": tolerance}
             elif problem.domain == "code":
+                if "tests" not in problem.meta:
+                    raise UserError(f"problem {problem.id} has no tests: {{type: assert, code}} or {{type: stdio, cases}}")
                 program = last_program(completion)
                 verdicts[i] = NO_ANSWER if program is None else None
                 request = {"program": program, "tests": problem.meta["tests"]}
@@ -1088,8 +1098,9 @@ class Verifier:
 
 @cache
 def report_sandbox() -> None:
-    """Says once how programs are kept in."""
-    kind = "rlimits only" if sandbox() == "rlimits" else "namespaces"
+    """Says once how programs are kept in. Asks a process of its own, since `Program` ends every child of its process."""
+    asked = subprocess.run([sys.executable, os.path.abspath(__file__), "--sandbox"], capture_output=True, text=True)
+    kind = "namespaces" if asked.stdout.strip() in ("root", "user") else "rlimits only"
     print(f"code sandbox: {kind}", file=sys.stderr, flush=True)
 
 
@@ -1196,6 +1207,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        work() if sys.argv[1:2] == ["--worker"] else main()
+        if sys.argv[1:2] == ["--worker"]:
+            work()
+        elif sys.argv[1:2] == ["--sandbox"]:
+            print(sandbox())
+        else:
+            main()
     except UserError as error:
         sys.exit(f"error: {error}")

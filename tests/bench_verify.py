@@ -38,7 +38,8 @@ def math_verify_as_trl(completion: str, gold: str) -> bool:
     gold_parsed = parse(f"${gold}$")
     config = NormalizationConfig(nits=False, malformed_operators=False, basic_latex=True, boxed="all", units=True)
     extraction = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=config)]
-    return bool(gold_parsed) and equal(gold_parsed, parse(completion, extraction_config=extraction, extraction_mode="first_match"))
+    answer = parse(completion, extraction_config=extraction, extraction_mode="first_match")
+    return bool(gold_parsed) and equal(gold_parsed, answer)
 
 
 def measure(judge, cases) -> dict:
@@ -100,10 +101,10 @@ def main() -> None:
             "equal normalised strings": naive,
         }
         for name, cases in sets.items():
-            print(f"\n| {name} | accuracy | false positives | false negatives | median ms | p99 ms |\n|---|---|---|---|---|---|")
+            print(f"\n| {name} | accuracy | false positives | false negatives | median ms | p99 ms |\n|" + 6 * "---|")
             for label, judge in judges.items():
                 m = measure(judge, cases)
-                print(f"| {label} | {m['accuracy']:.3f} | {m['fp']} | {m['fn']} | {m['median']:.2f} | {m['p99']:.1f} |", flush=True)
+                print(f"| {label} | {m['accuracy']:.3f} | {m['fp']} | {m['fn']} | {m['median']:.2f} | {m['p99']:.1f} |")
         batch = pairs[:1024]
         golds = [Problem("p", "", gold) for _, gold, _ in batch]
         ours = seconds(lambda: verifier.score([completion for completion, _, _ in batch], golds))

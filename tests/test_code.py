@@ -271,7 +271,8 @@ def test_a_program_that_knows_the_worker_cannot_answer_for_it(verifier):
 
 # ---- isolation -------------------------------------------------------------------------------------------------------
 
-jailed = pytest.mark.skipif(verify.sandbox() == "rlimits", reason="this machine lends no namespaces")
+SANDBOX = subprocess.run([sys.executable, ROOT / "verify.py", "--sandbox"], capture_output=True, text=True).stdout.strip()
+jailed = pytest.mark.skipif(SANDBOX == "rlimits", reason="this machine lends no namespaces")
 
 
 @jailed
@@ -308,6 +309,16 @@ def test_files_of_a_program_are_its_own(verifier):
     assert whys(verifier, (fenced(write), "assert f() == '1'")) == ["right"]
     again = "import os\ndef f(): return os.path.exists('here')"
     assert whys(verifier, (fenced(again), "assert f() is False")) == ["right"]
+
+
+def test_other_children_of_the_trainer_live_on():
+    verify.report_sandbox.cache_clear()
+    bystander = subprocess.Popen(["sleep", "1000"])
+    with Verifier(workers=1) as verifier:
+        assert whys(verifier, (fenced(GOOD), FIB), (fenced(HOSTILE["daemon"]), FIB)) == ["right", "wrong"]
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_without_namespaces(monkeypatch):
