@@ -52,7 +52,7 @@ from data import COUNTDOWN_MAX, Problem, UserError, last_box, load, read_file
 
 WHY = ("right", "wrong", "no answer", "timeout", "error")
 MATH_SECONDS = 1.5  # of wall time for one comparison; the worker gives up by itself after 1 s of CPU time
-CODE_SECONDS = 5  # for one program with all its tests
+CODE_SECONDS = 5  # of CPU time for one program with all its tests, and twice that of wall time
 
 
 @dataclass(frozen=True)
@@ -682,7 +682,7 @@ def jail(folders: list[str]) -> None:
     call("prctl", 38, 1, 0, 0, 0)  # no new ones
 
 
-def child(jailed: bool, stdio: bool, folders: list[str], processes: int) -> None:
+def child(jailed: bool, stdio: bool, folders: list[str], processes: int, seconds: int) -> None:
     """What the sandboxed interpreter runs: the program as a script, or as a module whose names can be asked for."""
     with open("program.py", encoding="utf-8") as file:
         source = file.read()
@@ -694,7 +694,7 @@ def child(jailed: bool, stdio: bool, folders: list[str], processes: int) -> None
         os.dup2(null, 1)
     if jailed:
         jail(folders)
-    limits = {"AS": 2**30, "FSIZE": 2**20, "NOFILE": 64, "CORE": 0, "CPU": 10, "NPROC": processes}
+    limits = {"AS": 2**30, "FSIZE": 2**20, "NOFILE": 64, "CORE": 0, "CPU": seconds, "NPROC": processes}
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     sys.argv = ["program.py"]
@@ -754,7 +754,7 @@ class Program:
 
     def __init__(self, source: str, mode: str, stdin=None, stdout=None):
         self.folder = tempfile.mkdtemp(prefix="verify-")
-        self.deadline = time.monotonic() + CODE_SECONDS
+        self.start = time.monotonic()
         self.buffer = b""
         with open(os.path.join(self.folder, "program.py"), "w", encoding="utf-8", errors="replace") as file:
             file.write(source)
@@ -764,7 +764,7 @@ class Program:
         folders = ["/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", sys.base_prefix, sys.prefix]
         folders = [f for f in dict.fromkeys(folders) if not any(f != g and f.startswith(g + "/") for g in folders)]
         processes = 64 if jailed else 1024  # without a jail the limit counts everything that the user runs
-        call = f"child({jailed}, {stdin is not None}, {folders}, {processes})"
+        call = f"child({jailed}, {stdin is not None}, {folders}, {processes}, {CODE_SECONDS})"
         self.process = subprocess.Popen(
             [*([*spaces, *prefix] if jailed else []), sys.executable, "-I", "-c", f"{CHILD}\n{call}"],
             stdin=stdin or subprocess.PIPE,
@@ -794,25 +794,29 @@ class Program:
                     os.waitpid(pid, 0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def over(self) -> Stopped:
+        """Why a program that ended early did so: the kernel ends what has used up its CPU time."""
+        return Stopped("timeout" if time.monotonic() - self.start > CODE_SECONDS else "wrong")
+
     def ask(self, request: dict):
         """The program's answer to one request. Raises what it raised, or Stopped."""
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             while b"\n" not in self.buffer:
-                ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, self.deadline - time.monotonic()))
-                if not ready:
+                left = self.start + 2 * CODE_SECONDS - time.monotonic()
+                if not select.select([self.process.stdout], [], [], max(0.0, left))[0]:
                     raise Stopped("timeout")
                 piece = os.read(self.process.stdout.fileno(), 2**16)
                 self.buffer += piece
                 if not piece or len(self.buffer) > 2**22:
-                    raise Stopped("wrong")
+                    raise self.over()
             line, _, self.buffer = self.buffer.partition(b"\n")
             reply = json.loads(line)
             if "raised" not in reply:
                 return decode(reply["value"], lambda number: Remote(self, number))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):  # no reply of `child`
-            raise Stopped("wrong") from None
+            raise self.over() from None
         known = getattr(builtins, str(reply["raised"]), None)
         raise known() if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(reply["raised"])
 
@@ -839,7 +843,7 @@ def sandbox() -> str:
 
 def stdio_verdict(source: str, cases: list[dict], mode: str) -> bool:
     """Whether the program prints each case's output, compared by line without trailing blanks. Raises Stopped."""
-    end = time.monotonic() + CODE_SECONDS
+    end = time.monotonic() + 2 * CODE_SECONDS
     for case in cases:
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
             given.write(case["input"].encode())
@@ -849,10 +853,12 @@ def stdio_verdict(source: str, cases: list[dict], mode: str) -> bool:
                     code = program.process.wait(max(0.0, end - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     raise Stopped("timeout") from None
+                if code != 0:
+                    raise program.over()
             printed.seek(0)
             texts = (printed.read().decode(errors="replace"), case["output"])
         said, wanted = ([line.rstrip() for line in text.rstrip().splitlines()] for text in texts)
-        if code != 0 or said != wanted:
+        if said != wanted:
             return False
     return True
 
@@ -1069,7 +1075,7 @@ class Verifier:
 
     def _seconds(self, request: dict) -> float:
         if "program" in request:
-            return CODE_SECONDS + 3
+            return 2 * CODE_SECONDS + 3
         return min(MATH_SECONDS, self.time_limit) if "gold" in request else self.time_limit
 
     @staticmethod

@@ -246,7 +246,7 @@ def test_attack(attack, verifier):
     start = time.monotonic()
     verdicts = verifier.score([fenced(HOSTILE[attack]), fenced(GOOD)], [code(FIB)] * 2)
     assert [v.correct for v in verdicts] == [False, True], verdicts
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 20
     assert verdicts[0].why in ("wrong", "timeout")
 
 
