@@ -4,9 +4,9 @@ import glob
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,6 +22,7 @@ from verify import Verifier, gold_completion
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
 FIB = "assert fib(0) == 0\nassert fib(1) == 1\nassert fib(10) == 55\nassert fib(30) == 832040"
+NAP = 90_000 + os.getpid()  # seconds that a left-behind process sleeps: known as one of this run
 GOOD = "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"
 
 
@@ -30,42 +31,54 @@ def code(tests: dict | str) -> Problem:
 
 
 def fenced(program: str) -> str:
-    return f"So:\n\n```python\n{program}\n```\n"
+    return f"So:\n\n```python\n{program}\n```\n".replace("'NAP'", f"'{NAP}'")
 
 
 def stdio(*cases: tuple[str, str]) -> dict:
     return {"type": "stdio", "cases": [{"input": given, "output": wanted} for given, wanted in cases]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """The programs' folders are made here, where no other run on this machine makes any."""
+    folder = tmp_path_factory.mktemp("programs")
+    folder.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def verifier():
+def verifier(temporary_folder):
     with Verifier(workers=2) as verifier:
         yield verifier
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request):
-    """No process of a program, no file and no folder is left after a test. Workers stay until the module ends."""
-    marker = glob.glob(f"{tempfile.gettempdir()}/verify-*")
+def nothing_left(temporary_folder):
+    """No process and no folder of a program is left after a test. Workers stay until the module ends."""
     yield
     until = time.monotonic() + 3
     while (left := processes()) and time.monotonic() < until:
         time.sleep(0.05)
     assert left == []
-    assert sorted(glob.glob(f"{tempfile.gettempdir()}/verify-*")) == sorted(marker)
+    assert os.listdir(temporary_folder) == []
 
 
 def processes() -> list[str]:
-    """Command lines of programs that run in a sandbox, or that a program of these tests has started."""
-    found = []
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
+    """Command lines of the sandboxes under this process, and of what a program of these tests has started anywhere."""
+    commands, parents = {}, {}
+    for folder in glob.glob("/proc/[0-9]*"):
         try:
-            command = Path(path).read_text().replace("\0", " ")
+            commands[int(folder[6:])] = Path(f"{folder}/cmdline").read_text(errors="replace").replace("\0", " ")
+            parents[int(folder[6:])] = int(Path(f"{folder}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if "def jail(" in command or "sleep 98765" in command:
-            found.append(command[:100])
-    return found
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [c[:100] for pid, c in commands.items() if ("def jail(" in c and ours(pid)) or f"sleep {NAP}" in c]
 
 
 def whys(verifier, *pairs) -> list[str]:
@@ -226,10 +239,10 @@ HOSTILE = {
     "threads": "import threading, time\nwhile True:\n"
     "    try: threading.Thread(target=time.sleep, args=(98,)).start()\n    except RuntimeError: break\n"
                "def fib(n): return 1",
-    "children": "import subprocess\nfor _ in range(5): subprocess.Popen(['sleep', '98765'])\ndef fib(n): return 1",
+    "children": "import subprocess\nfor _ in range(5): subprocess.Popen(['sleep', 'NAP'])\ndef fib(n): return 1",
     "daemon": "import os, subprocess\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-    "        subprocess.Popen(['sleep', '98765'],"
-              " start_new_session=True)\n        os.execvp('sleep', ['sleep', '98765'])\n    os._exit(0)\ndef fib(n): return 1",
+    "        subprocess.Popen(['sleep', 'NAP'],"
+              " start_new_session=True)\n        os.execvp('sleep', ['sleep', 'NAP'])\n    os._exit(0)\ndef fib(n): return 1",
     "null bytes": "def fib(n): return '\\0'\n\0",
     "bad encoding": "# -*- coding: nonsense -*-\ndef fib(n): return 1",
     "lambda": "fib = lambda n: lambda: 0",
@@ -254,7 +267,7 @@ def test_attack(attack, verifier):
     ("import sys\nprint(1)\nsys.exit(3)", "wrong"), ("import os\nos.write(1, b'1\\n')\nos._exit(0)", "right"),
     ("while True: print(1)", "wrong"), ("print(1, flush=True)\nwhile True: pass", "timeout"), ("import time\n"
     "print(1)\ntime.sleep(98)", "timeout"),
-    ("import subprocess\nprint(1, flush=True)\nsubprocess.Popen(['sleep', '98765'], start_new_session=True)", "right"),
+    ("import subprocess\nprint(1, flush=True)\nsubprocess.Popen(['sleep', 'NAP'], start_new_session=True)", "right"),
     ("import threading, time\nprint(1, flush=True)\nthreading.Thread(target=time.sleep, args=(98,)).start()", "timeout"),
     ("import sys\nprint(open('/proc/self/fd/0').read())", "wrong"), ("import sys\nsys.stdout.close()", "wrong"),
 ])
@@ -331,7 +344,7 @@ def test_without_namespaces(monkeypatch):
         assert whys(verifier, (fenced("print(input())"), stdio(("7", "7")))) == ["right"]
 
 
-def test_a_killed_worker_takes_its_program_with_it():
+def test_a_killed_worker_takes_its_program_with_it(temporary_folder):
     verifier = Verifier(workers=1)
     thread = threading.Thread(target=whys, args=(verifier, (fenced("while True: pass"), FIB)))
     thread.start()
@@ -342,10 +355,8 @@ def test_a_killed_worker_takes_its_program_with_it():
     verifier.workers[0].process.kill()
     thread.join(60)
     verifier.close()
-    for folder in glob.glob(f"{tempfile.gettempdir()}/verify-*"):
-        for name in os.listdir(folder):  # the killed worker could not remove them
-            os.remove(f"{folder}/{name}")
-        os.rmdir(folder)
+    for folder in temporary_folder.iterdir():  # the killed worker could not remove it
+        shutil.rmtree(folder)
 
 
 # ---- real data -------------------------------------------------------------------------------------------------------
