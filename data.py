@@ -6,22 +6,29 @@
     ids = render(tokenizer, problems[0], "qwen-math", hinted=True)
 
 Look at any data set as the trainer will see it:  python data.py --data openai/gsm8k:main --show 3
+Give it hints:  python data.py --data D --make-hints solution --out hinted.jsonl     (or: --make-hints model --model M)
 """
 
 import argparse
 import csv
 import itertools
 import json
+import os
 import random
 import re
 import sys
 import unicodedata
-from dataclasses import dataclass, field, replace
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import jinja2
 import numpy as np
+from tqdm import tqdm
+
+EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
 
 
 class UserError(ValueError):
@@ -113,7 +120,8 @@ ACCEPTED = (
     "accepted columns (any case): question | problem | prompt with answer | gold | target | final_answer, or with a solution "
     "that ends in \\boxed{}, and if there are any hint, solution | cot | rationale, id; or verl's prompt (chat list) and "
     "reward_model.ground_truth; or question, choices, answer (index or letter); or problem_text, answer_number, unit; "
-    "or prompt, entry_point, test, canonical_solution"
+    "or prompt, entry_point, test, canonical_solution; "
+    "or question, tests ({type: assert, code} or {type: stdio, cases}), solution"
 )
 
 
@@ -133,7 +141,7 @@ def load(name: str, split: str = "train", limit: int | None = None, seed: int = 
         pool = _countdown_pool()
         problems = list(pool[COUNTDOWN_TEST:] if split == "train" else pool[:COUNTDOWN_TEST])
     else:
-        rows = _read_file(Path(name)) if name.endswith(FILE_TYPES) or Path(name).exists() else _read_hub(name, split)
+        rows = read_file(Path(name)) if name.endswith(FILE_TYPES) or Path(name).exists() else _read_hub(name, split)
         problems = _problems(rows, name)
     if limit is not None and limit < len(problems):
         keep = sorted(np.random.default_rng(seed).permutation(len(problems))[:limit])
@@ -141,7 +149,7 @@ def load(name: str, split: str = "train", limit: int | None = None, seed: int = 
     return problems
 
 
-def _read_file(path: Path) -> list[dict]:
+def read_file(path: Path) -> list[dict]:
     if not path.is_file():
         raise UserError(f"no such file: {path}" if not path.exists() else f"{path} is a folder: name a file in it")
     try:
@@ -224,11 +232,20 @@ def _problem(row: dict, default_id: str) -> Problem | None:
     meta = {"hinted_question": hinted_question} if hinted_question else {}
     solution = _text(first("solution", "cot", "rationale")) or None
 
+    if {"question", "answer", "domain", "meta"} <= row.keys() and isinstance(row["meta"], dict):  # written by --make-hints
+        return Problem(id, row["question"], row["answer"], row["domain"], hint, row.get("solution"), row["meta"])
     if "entry_point" in row and "test" in row:  # HumanEval, MBPP
-        tests = {"type": "assert", "code": f"{row['test']}\ncheck({row['entry_point']})\n"}
+        entry = row["entry_point"].strip()
+        code = row["test"].replace("def check(", "def run_tests(") + f"\nrun_tests({entry})\n"  # a program may define `check`
+        # Helpers in the prompt are the tests' own: a program must not be able to replace what it is judged with.
+        tests = {"type": "assert", "code": code, "setup": row["prompt"], "entry_point": entry}
         question = "Complete this Python program. Answer with the whole program in one fenced block.\n\n" + row["prompt"]
-        answer = row["prompt"] + row["canonical_solution"] if "canonical_solution" in row else ""
+        answer = _reference_program(row["prompt"], row["canonical_solution"]) if "canonical_solution" in row else ""
         return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": tests})
+    if isinstance(row.get("tests"), dict) and row["tests"].get("type") in ("assert", "stdio"):  # a program and its tests
+        answer = _text(first("answer", "canonical_solution", "solution"))
+        question = _text(first("question", "prompt", "problem"))
+        return Problem(id, question, answer, "code", hint, answer, {**meta, "tests": row["tests"]})
     choices = first("choices", "options")
     if choices is not None and "question" in row:  # MMLU, MMLU-Pro
         if not isinstance(choices, list):
@@ -272,6 +289,17 @@ def _problem(row: dict, default_id: str) -> Problem | None:
         hint = solution_hint(str(question), solution, answer)
     domain = row.get("domain") if row.get("domain") in ("math", "choice", "code") else "math"
     return Problem(id, str(question), answer, domain, hint or None, solution, meta)
+
+
+def _reference_program(prompt: str, body: str) -> str:
+    """Prompt and body as one program; MBPP indents its bodies otherwise than its prompts' docstrings."""
+    with suppress(SyntaxError):
+        compile(prompt + body, "program", "exec")
+        return prompt + body
+    indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
+    head, signature, docstring = prompt.rpartition("\ndef ") if "\ndef " in prompt else ("", "", prompt)
+    first, *lines = docstring.split("\n")
+    return head + signature + "\n".join([first, *(indent + line.strip() if line.strip() else line for line in lines)]) + body
 
 
 def _text(value) -> str:
@@ -327,7 +355,8 @@ def solution_hint(question: str, solution: str, answer: str) -> str | None:
     """
     solution = re.sub(r"\[asy\].*?(\[/asy\]|$)", "", solution, flags=re.DOTALL)
     sentences, piece = [], ""
-    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+", solution):
+    # A sentence ends in a full stop, a paragraph or a displayed formula.
+    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+|(?<=\\\])|(?<=\$\$)", solution):
         piece += part
         # A full stop inside a formula ends no sentence.
         if piece.count("$") % 2 == 0 and piece.count(r"\[") == piece.count(r"\]") and piece.strip():
@@ -476,16 +505,123 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
     return [i for i in drawn if i not in earlier]
 
 
+# ---- making hints ----------------------------------------------------------------------------------------------------
+
+GUIDANCE = """Here is a problem and its reference solution. Write two or three sentences of guidance for a student: which idea
+to use and how to begin. Do not give the final answer, do not carry out the last steps, and do not write \\boxed.
+
+Problem: {question}
+
+Reference solution: {solution}
+
+Guidance:"""
+
+
+def leaks(hint: str, problem: Problem) -> bool:
+    """Whether a hint has a box, or the answer unless the question has it too."""
+    return "boxed" in hint or (holds_answer(hint, problem.answer) and not holds_answer(problem.question, problem.answer))
+
+
+def model_hints(model: str, device: str, tries: int, max_tokens: int):
+    """hints(problems) -> guidance of a language model for each, None where each of its `tries` leaks or is empty."""
+    from evaluate import Sampler, load_tokenizer  # evaluate -> verify -> data: not at the top
+
+    tokenizer, sampler = load_tokenizer(model), Sampler(model, device=device)
+
+    def hints(problems: list[Problem]) -> list[str | None]:
+        found = {}
+        for turn in range(tries):
+            left = {}
+            for problem in problems:
+                text = GUIDANCE.format(question=problem.question, solution=problem.solution or "(none)")
+                own = tokenizer.chat_template is not None
+                if own:
+                    chat = [{"role": "user", "content": text}]
+                    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+                    text = tokenizer.apply_chat_template(chat, **options)
+                ids = list(tokenizer(text, add_special_tokens=not own).input_ids)
+                if problem.id not in found and len(ids) + max_tokens <= sampler.positions:
+                    left[problem.id] = (problem, ids)
+            if not left:
+                break
+            # The seed is of the first problem and the turn: a run that was killed writes what it would have written.
+            seed = (zlib.crc32(problems[0].id.encode()), turn)
+            samples = sampler.generate([ids for _, ids in left.values()], 1, 0.7, max_tokens, seed, top_p=0.95)
+            for (problem, _), (sample,) in zip(left.values(), samples):
+                text = tokenizer.decode(sample.ids, skip_special_tokens=True).rpartition("</think>")[2]
+                hint = " ".join(text.split())
+                if hint and sample.finished and not leaks(hint, problem):
+                    found[problem.id] = hint
+        return [found.get(problem.id) for problem in problems]
+
+    return hints
+
+
+def make_hints(problems: list[Problem], out: Path, hints, batch: int) -> None:
+    """Writes every problem with a hint to `out`, a JSON object a line, and says how many have none.
+
+    `hints(problems)` gives one or None for each; None falls back to the first half of the solution. An existing `out` is
+    continued: whole lines stay, a half-written last one is made again. Raises UserError if it is of other problems.
+    """
+    done = []
+    if out.exists():
+        text = out.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        try:
+            done = [json.loads(line) for line in whole.splitlines()]
+            same = [row["id"] for row in done] == [p.id for p in problems[: len(done)]]
+        except (ValueError, TypeError, KeyError):
+            same = False
+        if not same:
+            raise UserError(f"{out} exists and holds other rows: give another --out, or remove it")
+        os.truncate(out, len(whole))
+    counts = {"hint": sum(bool(row["hint"]) for row in done), "fallback": 0}
+    with out.open("a", encoding="utf-8") as file:
+        for start in tqdm(range(len(done), len(problems), batch), desc="hints", disable=None):
+            part = problems[start : start + batch]
+            for problem, hint in zip(part, hints(part)):
+                if hint is None and problem.solution and problem.domain != "code":
+                    hint = solution_hint(problem.question, problem.solution, problem.answer)
+                    counts["fallback"] += 1
+                assert not (hint and problem.domain != "countdown" and leaks(hint, problem)), problem.id
+                counts["hint"] += bool(hint)
+                row = {**asdict(problem), "hint": hint}
+                row["meta"] = {key: value for key, value in problem.meta.items() if key != "hinted_question"}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    none = len(problems) - counts["hint"]
+    more = f", {len(done)} of them from an earlier run" if done else ""
+    print(f"{out}: {len(problems)} problems{more}; {none} without a hint ({none / len(problems):.1%})"
+          + (f"; {counts['fallback']} from the solution instead of the model" if hints is not no_hints else ""))
+
+
+def no_hints(problems: list[Problem]) -> list[None]:
+    return [None] * len(problems)
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Print problems, prompts and hints as the trainer will see them.")
+    parser = argparse.ArgumentParser(description="Print problems, prompts and hints as the trainer will see them; make hints.")
     parser.add_argument("--data", default="countdown", help="countdown, a hub id (openai/gsm8k:main), or a local file")
     parser.add_argument("--split", default="train")
     parser.add_argument("--show", type=int, default=3, help="how many problems")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--template", choices=("auto", *TEMPLATES), default="auto", help="as in the training scripts")
-    parser.add_argument("--model", default="assets/countdown", help="whose tokenizer and chat template to use")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="whose tokenizer and chat template to use")
+    parser.add_argument("--make-hints", choices=("solution", "model"), help="from the solution's first half, or by --model")
+    parser.add_argument("--out", type=Path, help="where --make-hints writes; an unfinished file is continued")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=64, help="problems that the model reads at once")
+    parser.add_argument("--tries", type=int, default=3, help="for a hint that does not give the answer away")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of a hint")
     args = parser.parse_args()
     problems = load(args.data, args.split)
+    if args.make_hints:
+        if args.out is None or args.out.suffix != ".jsonl" or not args.out.resolve().parent.is_dir():
+            raise UserError("--make-hints needs --out FILE.jsonl in a folder that exists")
+        by_model = args.make_hints == "model"
+        hints = model_hints(args.model, args.device, args.tries, args.max_tokens) if by_model else no_hints
+        return make_hints(problems, args.out, hints, args.batch if by_model else 1000)
     hints = sum(p.hint is not None for p in problems)
     print(f"{args.data}: {len(problems)} problems, {hints} with a hint")
     template = pick_template(args.template, args.data)

@@ -4,6 +4,8 @@ import csv
 import doctest
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +114,7 @@ def test_code_schema(tmp_path):
     assert (problem.id, problem.domain, problem.meta["tests"]["type"]) == ("HumanEval/0", "code", "assert")
     assert problem.question.endswith("\n\ndef f(x):\n")
     assert problem.answer == problem.solution == "def f(x):\n    return x + 1\n"
+    assert problem.meta["tests"]["entry_point"] == "f" and problem.meta["tests"]["setup"] == "def f(x):\n"
     exec(problem.answer + problem.meta["tests"]["code"], {})
     with pytest.raises(AssertionError):  # the tests are called, not only defined
         exec("def f(x):\n    return x\n" + problem.meta["tests"]["code"], {})
@@ -435,6 +438,129 @@ def test_hints_of_real_solutions_give_nothing_away():
     assert [p.id for p in hinted if "boxed" in p.hint] == []
     leaks = [p for p in hinted if holds(p.hint, p.answer) and not holds(p.question, p.answer)]
     assert [(p.id, p.answer) for p in leaks if p.id != "math_train/216"] == []  # "-3^2" in the hint is no -3
+
+
+# ---- making hints ----------------------------------------------------------------------------------------------------
+
+def hint_rows(tmp_path, n=40) -> str:
+    rows = [{"id": f"p{i}", "question": f"Which number is {i}?", "answer": f"{i + 1000}",
+             "solution": f"Take one half. Then go on. It is {i + 1000}. So \\boxed{{{i + 1000}}}."} for i in range(n)]
+    return write(tmp_path / "problems.jsonl", rows)
+
+
+def test_hints_from_solutions_on_the_command_line(tmp_path):
+    rows = hint_rows(tmp_path)
+    with open(rows, "a") as file:
+        file.write(json.dumps({"id": "short", "question": "Q", "answer": "7", "solution": r"\boxed{7}"}) + "\n")
+    call = [sys.executable, "data.py", "--data", rows, "--make-hints", "solution", "--out", str(tmp_path / "hinted.jsonl")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("hinted.jsonl: 41 problems; 1 without a hint (2.4%)\n")
+    before, after = load(rows), load(str(tmp_path / "hinted.jsonl"))
+    assert after == before and after[0].hint == "Take one half. Then go on." and after[-1].hint is None
+    again = subprocess.run(call, capture_output=True, text=True, timeout=100)  # nothing is left to do
+    assert "41 of them from an earlier run" in again.stdout and load(str(tmp_path / "hinted.jsonl")) == before
+    other = subprocess.run([*call[:3], "countdown", *call[4:]], capture_output=True, text=True, timeout=100)
+    assert other.returncode == 1 and "holds other rows" in other.stderr and load(str(tmp_path / "hinted.jsonl")) == before
+
+
+@pytest.mark.parametrize("problem", [
+    Problem("a", "Q", "B", "choice", meta={"x": 1}),
+    Problem("c", "Use 3.", "3", "countdown", "start", "t", {"numbers": [3], "target": 3}),
+    Problem("s", "Q", "5", meta={"rel_tol": 0.05, "unit": "K"}),
+    Problem("p", "Q", "x", "code", None, "x", {"tests": {"type": "stdio"}}),
+])
+def test_hinted_rows_load_as_they_were(problem, tmp_path):
+    data.make_hints([problem], tmp_path / "out.jsonl", lambda problems: ["A hint."], 1)
+    assert load(str(tmp_path / "out.jsonl")) == [data.replace(problem, hint="A hint.")]
+
+
+MAKE = """
+import sys, time
+from pathlib import Path
+import data
+def hints(problems):
+    time.sleep(0.05)
+    return [f"Hint for {p.id}." if p.id != "p3" else None for p in problems]
+data.make_hints(data.load(sys.argv[1]), Path(sys.argv[2]), hints, 2)
+"""
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    rows, out, whole = hint_rows(tmp_path), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    call = [sys.executable, "-c", MAKE, rows]
+    subprocess.run([*call, str(whole)], check=True, capture_output=True, timeout=100)
+    for lines in (3, 21):
+        process = subprocess.Popen([*call, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while (not out.exists() or out.read_bytes().count(b"\n") < lines) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -9 and lines <= out.read_bytes().count(b"\n") < 40
+        with out.open("ab") as file:
+            file.write(b'{"id": "p2", "quest')  # a line that was being written
+    done = subprocess.run([*call, str(out)], check=True, capture_output=True, text=True, timeout=100)
+    assert out.read_bytes() == whole.read_bytes()
+    assert "40 problems, " in done.stdout and "0 without a hint" in done.stdout
+    assert [p.hint for p in load(str(out))][2:4] == ["Hint for p2.", "Take one half. Then go on."]  # p3: from its solution
+
+
+def test_hints_of_a_model_never_leak(monkeypatch):
+    """The first tries of three problems leak, are empty or were cut off: they are tried again; then the solution is taken."""
+    import evaluate
+
+    said = [["It is 1000."], [""], ["Cut"], ["Good 3."]], [[r"\boxed{1}"], ["Good 1."], ["Good 2."]], [["It is 1000"]]
+    asked = []
+
+    class Sampler:
+        positions = 10**6
+
+        def __init__(self, model, device):
+            pass
+
+        def generate(self, prompts, n, temperature, max_tokens, seed, top_p):
+            asked.append((len(prompts), seed[1]))
+            return [[SimpleNamespace(ids=text, finished=text != "Cut")] for (text,) in said[len(asked) - 1]]
+
+    monkeypatch.setattr(evaluate, "Sampler", Sampler)
+    class Tokenizer:
+        chat_template = None
+
+        def __call__(self, text, add_special_tokens):
+            assert "Reference solution: S" in text and text.endswith("Guidance:")
+            return SimpleNamespace(input_ids=[1, 2])
+
+        def decode(self, ids, skip_special_tokens):
+            return ids
+
+    monkeypatch.setattr(evaluate, "load_tokenizer", lambda model: Tokenizer())
+    problems = [Problem(f"p{i}", "Q", f"{1000 + i}", solution="S") for i in range(4)]
+    hints = data.model_hints("m", "cpu", tries=3, max_tokens=5)
+    assert hints(problems) == [None, "Good 1.", "Good 2.", "Good 3."]
+    assert asked == [(4, 0), (3, 1), (1, 2)]
+
+
+def test_hints_of_the_embedded_model_on_the_command_line(tmp_path):
+    out = tmp_path / "hinted.jsonl"
+    call = [sys.executable, Path(data.__file__), "--data", hint_rows(tmp_path, 3), "--make-hints", "model", "--out", str(out),
+    "--tries", "1"]
+    done = subprocess.run([*call, "--max-tokens", "8"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "3 problems; 0 without a hint (0.0%); " in done.stdout and len(load(str(out))) == 3
+
+
+def test_the_embedded_model_is_found_from_any_folder(tmp_path):
+    call = [sys.executable, Path(data.__file__), "--show", "1"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "--- plain prompt\nUse" in done.stdout, done.stderr
+
+
+def test_real_hints_for_most_of_math():
+    if not SHARED.exists():
+        pytest.skip("needs the shared data")
+    problems = load(str(SHARED / "math_train.parquet"))
+    assert not [p.id for p in problems if p.hint and data.leaks(p.hint, p)]
+    assert sum(p.hint is None for p in problems) < 0.14 * len(problems)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")

@@ -71,12 +71,14 @@ def test_countdown(numbers, target, completion, why):
 
 
 @pytest.mark.parametrize("answer, normal", [
-    (r" $\dfrac12$. ", r"\frac12"),
+    (r" $\dfrac12$. ", r"\frac{1}{2}"), (r"\frac 1{23}", r"\frac{1}{23}"), ("½", r"\frac{1}{2}"), ("√12", r"\sqrt{12}"),
+    (r"**12**", "12"), (r"~42~", "42"), (r"5\text{ cm}^2", '5"cm"^2'), (r"\mathrm{e}", "e"), ("30°", '30"degree"'),
+    ("x²", "x^2"),
     (r"\left( 3,\, \tfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
     (r"\left\{ 1 \right\}", r"\{1\}"),
     (r"1\,250", "1 250"), ("1, 250", "1, 250"), ("( 1, 2 )", "(1,2)"),
     ("−5", "-5"),  # U+2212
-    (r"a \rightarrow b", r"a\rightarrowb"),  # \right is only the beginning of another macro
+    (r"a \rightarrow b", r"a\rightarrow b"),  # \right is only the beginning of another macro
     ("", ""),
 ])
 def test_normalise(answer, normal):
@@ -86,9 +88,13 @@ def test_normalise(answer, normal):
 @pytest.mark.parametrize("answer, value", [
     ("073", 73), ("-5", -5), ("+5", 5), ("65.", 65), (".5", Fraction(1, 2)), ("0.50", Fraction(1, 2)),
     ("1,250.5", Fraction(2501, 2)), ("-1,250,000", -1_250_000), ("28675710", 28675710),
-    ("3/6", Fraction(1, 2)), ("-3/6", Fraction(-1, 2)), (r"\frac12", Fraction(1, 2)), (r"-\frac{3}{6}", Fraction(-1, 2)),
-    (r"\frac{-3}{6}", Fraction(-1, 2)), (r"-\frac{-3}{6}", Fraction(1, 2)), (r"\frac1{23}", Fraction(1, 23)),
-    ("1,25", None), ("12,50,000", None), ("1,2", None), ("(1,250)", None), ("1.2.3", None), ("1e3", None), (r"\frac123", None),
+    ("3/6", Fraction(1, 2)), ("-3/6", Fraction(-1, 2)), (r"\frac{1}{2}", Fraction(1, 2)), ("2 1/3", Fraction(7, 3)),
+    (r"-\frac{3}{6}", Fraction(-1, 2)),
+    (r"\frac{-3}{6}", Fraction(-1, 2)), (r"-\frac{-3}{6}", Fraction(1, 2)), ("1e3", 1000),
+    (r"1.2\times 10^{-2}", Fraction(3, 250)),
+    (r"0.1\overline{6}", Fraction(1, 6)), ("10^{-3}", Fraction(1, 1000)), (r"-2\frac{1}{2}", Fraction(-5, 2)),
+    ("1,25", None), ("12,50,000", None), ("1,2", None), ("(1,250)", None), ("1.2.3", None), ("1e3000", None), ("210^3", None),
+    (r"\frac123", None),
     ("1/0", None), (r"\frac{1}{0}", None), (r"\frac10", None), ("2x", None), ("", None), ("-", None), ("9" * 5000, None),
 ])
 def test_rational(answer, value):
@@ -100,7 +106,7 @@ def test_rational(answer, value):
     (r"1\,250", "1250", RIGHT), ("12 345", "12345", RIGHT), (r"-\frac{3}{6}", "-0.5", RIGHT), ("x + 1", "x+1", RIGHT),
     (r"\left(1, 2\right)", "(1,2)", RIGHT), ("9" * 4000, "9" * 4000, RIGHT),
     ("28675710", "28675711", WRONG), ("0.333333", "1/3", WRONG), ("5", "-5", WRONG), ("0.28", "28", WRONG),
-    ("x+1", "1+x", None), ("(1,2)", "(2,1)", None), ("1/0", "2/0", None), ("", "5", None), ("9" * 4000, "9" * 4001, None),
+    ("x+1", "1+x", None), ("(1,2)", "(2,1)", WRONG), ("1/0", "2/0", None), ("", "5", WRONG), ("9" * 4000, "9" * 4001, WRONG),
 ])
 def test_quick_verdict(answer, gold, verdict):
     assert quick_verdict(answer, gold) == verdict
@@ -146,12 +152,83 @@ def test_math(verifier, answer, gold, why):
     assert whys(verifier, [(f"So \\boxed{{{answer}}}.", math(gold))]) == [why]
 
 
-def test_a_bomb_costs_its_time_limit_and_no_more(verifier):
-    bombs = [(r"\boxed{8^{8^{8^{8}}}}", math("8")), (r"\boxed{" + "(" * 900 + "1" + ")" * 900 + "}", math("x"))]
+ANSWERS = [json.loads(line) for line in (ROOT / "tests/answers.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", sorted({row["kind"] for row in ANSWERS}))
+def test_answers_written_by_hand(kind, verifier):
+    """Right and wrong answers for each kind of gold, several hundred in all: no false positive, no false negative."""
+    asked = [(answer, row["gold"], correct) for row in ANSWERS if row["kind"] == kind
+             for correct in (True, False) for answer in row["right" if correct else "wrong"]]
+    verdicts = verifier.score([f"so \\boxed{{{answer}}}" for answer, _, _ in asked], [math(gold) for _, gold, _ in asked])
+    assert [(*row, v.why) for row, v in zip(asked, verdicts) if v.correct != row[2]] == []
+
+
+BOMBS = [
+    "8^{8^{8^{8}}}", "9^{9^{9^9}}", "((((9^9)^9)^9)^9)^9", "500000!", "(((9!)!)!)!", "10^{10^{10}}!",
+    r"\frac{1}{" * 150 + "2" + "}" * 150,
+    "(" * 900 + "1" + ")" * 900, "{" * 900 + "1" + "}" * 900, "1" + "+1" * 900, "3" + "^3" * 100, "x" + "^x" * 60,
+    "2^" * 300 + "2",
+    r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}", r"\prod_{k=1}^{99999999} k", r"\int_0^1 \sin(\sin(\sin(x^x))) dx",
+    r"\binom{10^9}{5^9}",
+    r"\int " * 50 + "x dx" * 50, r"\begin{pmatrix}" + r"1&2&3&4\\" * 120 + r"\end{pmatrix}", r"\sqrt{" * 200 + "2" + "}" * 200,
+    "\0" * 100, "7\0", "½" * 900, "√" * 900, "²" * 900, r"\pm 1" * 60, r"\pm" * 200, "(x+1)^{9999}", "(x+y+z+w)^{500}",
+    "9" * 1900,
+    ",".join(map(str, range(400))), "x=" * 500 + "1", "<".join("abc" * 90), r"\text{" * 100 + "a" + "}" * 100, "1/" * 500 + "1",
+    r"\sin" * 300 + "x", "|" * 500, "[" * 500, ":".join("1" * 500), "0." + "3" * 900, r"1234567^{1234}", "(2^{9999})^{9999}",
+    "*" * 900, "~" * 900 + "x" + "~" * 900, " " * 900 + "x", '"' * 900, "$" * 900, "\\" * 901, "1 " * 900, "1," * 900,
+    "a_" * 500,
+    r"\frac" * 300, "10^" + "9" * 300, "x^{" + "9" * 300 + "}", r"\lim_{x\to 0} \frac{\sin x^{99}}{x^{99}}",
+    "e^{e^{e^{e^{e}}}}", "i^{i^{i^i}}",
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: f"{bomb[:20]}..{len(bomb)}")
+def test_a_bomb_costs_its_time_limit_and_no_more(bomb, verifier):
+    verifier.score([r"\boxed{1+x}"] * 2, [math("x+1"), math("x+2")])  # both workers are there
     start = time.monotonic()
-    verdicts = verifier.score(*zip(*bombs, (r"\boxed{1+x}", math("x+1"))))
+    verdicts = verifier.score([f"\\boxed{{{bomb}}}", f"\\boxed{{{bomb}}}", r"\boxed{x+2}"],
+    [math("7"), math("x+1"), math("2+x")])
+    assert time.monotonic() - start < 5  # two comparisons of at most 1.5 s, and a new worker for the third
     assert [v.correct for v in verdicts] == [False, False, True]
-    assert time.monotonic() - start < 8  # two workers, 3 s each, and the time to start new ones
+
+
+@pytest.mark.parametrize("text, why", [
+    ("\\boxed{" * 50_000, "no answer"), ("lorem " * 500_000 + r"\boxed{7}", "right"),
+    (r"\boxed{7}" + "lorem " * 500_000, "no answer"),
+    ("\0" * 100_000 + r"\boxed{7}", "right"), ("```" * 50_000, "no answer"), ("\ud800\\boxed{7}", "right"),
+    ("\\boxed{\ud800}", "wrong"),
+])
+def test_strange_completions(text, why, verifier):
+    start = time.monotonic()
+    assert whys(verifier, [(text, math("7"))]) == [why]
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("answer, gold, meta, correct", [
+    ("50.7", "50.7", {"rel_tol": 0.05}, True), ("49", "50.7", {"rel_tol": 0.05}, True),
+    ("47", "50.7", {"rel_tol": 0.05}, False),
+    (r"50.7\text{ atm}", "50.7", {"rel_tol": 0.05}, True), ("8.31 J/K", "8.3147", {"rel_tol": 0.05}, True),
+    (r"8.31 \mathrm{~J} \mathrm{~K}^{-1}", "8.3147", {"rel_tol": 0.05}, True),
+    (r"x \approx 50.7", "50.7", {"rel_tol": 0.05}, True),
+    (r"7 \times 10^7", "7", {"rel_tol": 0.05, "unit": r"$\mathrm{10^7} \mathrm{~km}$"}, True),
+    ("7", "7", {"rel_tol": 0.05, "unit": "$10^7$"}, True),
+    ("7e7", "7", {"rel_tol": 0.05, "unit": "$10^7$"}, True), (r"7\times10^6", "7", {"rel_tol": 0.05, "unit": "$10^7$"}, False),
+    (r"1.6\times10^{-19} C", "1.602", {"rel_tol": 0.05, "unit": r"$10^{-19} \mathrm{C}$"}, True),
+    ("-1.5", "1.5", {"rel_tol": 0.05}, False),
+    ("102,965", "102,965.21", {"rel_tol": 0.05}, True), ("−2", "-2", {"rel_tol": 0.05}, True),
+    ("3 or 50.7", "50.7", {"rel_tol": 0.05}, False),
+    (r"16\pi", "50.7", {"rel_tol": 0.05}, True), (r"\sqrt{2}", "1.41", {"rel_tol": 0.05}, True),
+    ("0", "0", {"rel_tol": 0.05}, True),
+    ("0.01", "0", {"rel_tol": 0.05}, False), ("2.05", "2", {"abs_tol": "1e-1"}, True), ("2.2", "2", {"abs_tol": "1e-1"}, False),
+    ("-2.05, 2", "2, -2", {"abs_tol": "0.1"}, True), ("2", "2, -2", {"abs_tol": "0.1"}, False),
+    (r"\sqrt{4.1}", "2", {"abs_tol": "0.1"}, True),
+    ("2.05", "2", {}, False), ("50.6999999", "50.7", {}, False),  # mathematics has no tolerance
+    ("$69$,$84$", "84, 69", {}, True), ("(1,8,19),(4,5,7)", "$(4,5,7), (1,8,19)$", {}, True),
+])
+def test_science(answer, gold, meta, correct, verifier):
+    problem = Problem("s", "Q", gold, meta=meta)
+    assert verifier.score([f"\\boxed{{{answer}}}"], [problem])[0].correct == correct
 
 
 def test_no_box_is_no_answer(verifier):
@@ -336,5 +413,32 @@ def test_labelled_cases(verifier):
     verdicts = verifier.score([case["prediction"] for case in cases], [math(case["gold"]) for case in cases])
     false = [(case["correct"], case["gold"], case["prediction"][-80:])
              for case, verdict in zip(cases, verdicts) if verdict.correct != case["correct"]]
-    assert len(false) <= 0.03 * len(cases), false
-    assert sum(not correct for correct, _, _ in false) <= 3, false  # what RL learns to exploit
+    assert false == []
+
+
+@pytest.mark.parametrize("require, code", [("0.9", 1), ("0.6", 0)])
+def test_cases_of_the_command_line(require, code, tmp_path):
+    rows = [
+        {"prediction": r"\boxed{0.5}", "gold": "1/2", "correct": True, "kind": "fraction"},
+        {"pieces": [["\\boxed{", 500]], "gold": "1", "correct": False, "kind": "open"},
+        {"prediction": r"\boxed{0.5}", "gold": "1/2", "correct": False, "kind": "mislabelled"},
+        {"completion": "```python\ndef f(): return 1\n```", "tests": {"type": "assert", "code": "assert f() == 1"},
+        "correct": True},
+    ]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    call = [sys.executable, ROOT / "verify.py", "--cases", "cases.jsonl", "--require", require]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and lines[0].split() == "mislabelled 1 false positives 0 false negatives of 1".split()
+    assert lines[1].startswith("accuracy 0.7500, 1 false positives, 0 false negatives of 4")
+
+
+def test_self_check_of_the_command_line(tmp_path):
+    rows = [{"question": "Q", "answer": "1"}] * 3 + [{"question": "Q", "choices": ["a", "b"], "answer": 0}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run([sys.executable, ROOT / "verify.py", "--data", "data.jsonl"], cwd=tmp_path, capture_output=True,
+    text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:3]] == [["choice", "1", "1"], ["math", "3", "3"]]
+    assert done.stdout.endswith("data.jsonl: 4 of 4 reference answers verify against themselves\n")
