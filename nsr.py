@@ -8,10 +8,11 @@ Paper: The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning (
     A_i    = psr: +1 if right | nsr: -1 if wrong | w-reinforce: lambda if right, -1 if wrong           (eq. 3, 4, 7)
 
 Differs from the paper:
-  - paper: a mean over the tokens of each response, then over responses; here: one sum over the tokens of all rows with A_i not
-    0, divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's).
+  - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
+    step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);
+  - the rows of the other sign are in no pass and in no denominator, so their number does not scale a step.
 
-Differs from grpo.py by *advantage*, by an entropy bonus for the KL term, and by rows of the other sign, dropped unread.
+Differs from grpo.py by *advantage*, by an entropy bonus for the KL term, and by the rows that it drops.
 
     python nsr.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
     python nsr.py --reinforce nsr --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
