@@ -142,7 +142,6 @@ def test_the_cases_hold_the_steps_in_which_one_rank_has_no_work(runs):
     guided = metrics(runs / "two/guide_grpo_of_one_rank")
     assert any(0 < m["guide/failed"] <= 0.5 for m in guided)  # one failed group of two: one rank samples with a hint
     assert {1, 0} <= {m["train/rows"] for m in metrics(runs / "two/nsr_of_one_rank")}  # one row: one rank has none at all
-    assert all(m["train/updates"] == 2 for m in metrics(runs / "two/nsr") if m["train/rows"])
 
 
 @pytest.mark.parametrize("resumed_by", ["one", "two"])
