@@ -247,9 +247,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
         ("guide_grpo", {}),
         ("ppo", {"critic_warmup": 2}),
         ("guide_ppo", {"critic_warmup": 2}),
-        ("nsr", {"reinforce": "psr", "lr": 1e-4}),
         ("nsr", {"reinforce": "nsr", "lr": 6e-5}),  # twice the default, to see it in 30 steps
-        ("nsr", {"reinforce": "w-reinforce", "lr": 6e-5}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("reinforce", ""),
 )
