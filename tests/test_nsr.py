@@ -1,7 +1,5 @@
 """PSR, NSR, W-REINFORCE: the NSR paper's gradient analysis, and what one update does to a distribution."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -38,10 +36,6 @@ def test_gradient_on_every_logit_is_the_papers_closed_form(seed, reward, reinfor
     closed = -A * pi
     closed[v] = A * (1 - pi[v])
     torch.testing.assert_close(ascent, closed, atol=1e-6, rtol=0)
-    # the paper writes it for the probability itself, A pi_v: the same, times pi_v
-    z = z.requires_grad_()
-    (of_probability,) = torch.autograd.grad(A * z.softmax(-1)[v], z)
-    torch.testing.assert_close(of_probability, closed * pi[v], atol=1e-6, rtol=0)
 
 
 def entropy(p):
@@ -61,27 +55,6 @@ def test_psr_sharpens_and_nsr_hands_the_mass_to_the_prior():
     small = (z - 1e-6 * on_policy_gradient(z, 0, -1.0)).softmax(-1)
     mean = (pi**2).sum() - pi[0]
     torch.testing.assert_close((small - pi)[1:] / 1e-6, (pi * (pi - mean))[1:], atol=1e-5, rtol=0)
-    # a wrong token that is unlikely already is left alone: the probability objective's step scales with pi_v (1 - pi_v)
-    assert (pi[4] * on_policy_gradient(z, 4, -1.0)).abs().max() < 0.05 * (pi[0] * on_policy_gradient(z, 0, -1.0)).abs().max()
-
-
-@pytest.mark.parametrize("reinforce, lam", [("psr", 0.1), ("nsr", 0.1), ("w-reinforce", 0.1), ("w-reinforce", 1.0)])
-def test_on_policy_gradient_is_that_of_the_stated_objective(reinforce, lam):
-    """Over all responses of a table policy: E[A grad log pi] = grad of E[A], with A from the reward of each response."""
-    V, T = 3, 2
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(V, generator=generator, dtype=torch.float64).requires_grad_()
-    second = torch.randn(V, V, generator=generator, dtype=torch.float64).requires_grad_()
-    responses = list(itertools.product(range(V), repeat=T))
-    rewards_N = torch.tensor([float((a + b) % V == 0) for a, b in responses])
-    A_N = signed_advantages(rewards_N, reinforce, lam).double()
-    logp_NT = torch.stack([torch.stack([first.log_softmax(-1)[a], second[a].log_softmax(-1)[b]]) for a, b in responses])
-    p_N = logp_NT.sum(1).exp()
-    loss_NT, _ = policy_loss(logp_NT, logp_NT.detach(), A_N[:, None], 0.2, 0.2)
-    estimate = torch.autograd.grad(-(p_N.detach()[:, None] * loss_NT).sum(), [first, second], retain_graph=True)
-    exact = torch.autograd.grad((p_N * A_N).sum(), [first, second])
-    for a, b in zip(estimate, exact):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
 def test_the_clip_stops_what_has_become_unlikely_enough():
