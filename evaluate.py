@@ -627,22 +627,32 @@ def own_seed(seed: tuple[int, ...]) -> tuple[int, ...]:
     return seed if world() == 1 else (*(*seed, 0, 0, 0)[:4], 1 + rank())
 
 
-def shard(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in place, each weight split over the ranks (FSDP2) and gathered a layer at a time; as it is in one process.
+def shard(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The model, on `device`: each weight split over the ranks (FSDP2) and gathered a layer at a time; whole in one process.
 
     Gradients are added up over the ranks, not averaged. Weights and gradient sums are float32, on a GPU the compute bfloat16.
+    A model on the CPU goes to the GPU layer by layer, so that no GPU ever holds all of it.
     """
     if world() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
+        return model.to(device)
+    on_gpu = device == "cuda"
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if on_gpu else MixedPrecisionPolicy()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (world(),))
+    mesh = init_device_mesh(device, (world(),))
     for module in (*layers, model):  # embedding and head stay together in the last one: they may be one tensor
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+@contextmanager
+def on_device(model: torch.nn.Module, device: str):
+    """The model is on `device` inside, and on the CPU after: the policy has the memory for the rest of the time."""
+    yield model.to(device)
+    if device != "cpu":
+        model.to("cpu")
+        torch.cuda.empty_cache()
 
 
 def uses_weights(function):
@@ -680,17 +690,22 @@ def stream(model: torch.nn.Module, dtype: torch.dtype):
 
 
 def save_model(model: torch.nn.Module, tokenizer, dtype: torch.dtype, path: Path) -> None:
-    """The end of a run: the model as a Hugging Face folder. It is `dtype` from here on."""
+    """The end of a run: the model as a Hugging Face folder, whole or not at all. The model is `dtype` from here on."""
     model.to(dtype)
+    part = path.with_suffix(".part")
+    if rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
     if world() == 1:
-        model.save_pretrained(path)
+        model.save_pretrained(part)
     else:
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied tensor has one name
         if rank() == 0:
-            model.save_pretrained(path, state_dict={name: tensor for name, tensor in whole.items() if name in own})
+            model.save_pretrained(part, state_dict={name: tensor for name, tensor in whole.items() if name in own})
     if rank() == 0:
-        tokenizer.save_pretrained(path)
+        tokenizer.save_pretrained(part)
+        shutil.rmtree(path, ignore_errors=True)  # of a run that was finished before and got more steps
+        part.replace(path)
 
 
 # ---- checkpoints of a training script --------------------------------------------------------------------------------
@@ -739,7 +754,9 @@ def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
         raise UserError(f"cannot write {path} ({why}): make room, then go on with --resume {run}") from error
     if rank() == 0:
         os.replace(part, path)
-        for old in [*checkpoints(run)[:-keep], *path.parent.glob("*.part")]:
+        for old in checkpoints(run)[:-keep]:
+            old.replace(old.with_suffix(".part"))  # one that is removed in part is no checkpoint
+        for old in path.parent.glob("*.part"):
             shutil.rmtree(old)
     gather([])  # renamed
 
@@ -766,9 +783,130 @@ def load_checkpoint(run: Path, parts: dict) -> int:
     return step
 
 
+# ---- what a training step measures -----------------------------------------------------------------------------------
+
+class Clock:
+    """Seconds by phase: clock("verify") counts the time since the last call for the phase verify. Tokens likewise."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, phase: str, tokens: int = 0) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was only queued belongs to the phase that queued it
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.tokens[phase] = self.tokens.get(phase, 0) + tokens
+        self.last = now
+
+
+class TokenMeans:
+    """Means over the response tokens that a step trains on, of all micro-batches and ranks."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor | float] = {"tokens": 0.0, "loss": 0.0}
+        self.gap_max = 0.0
+
+    @torch.no_grad()
+    def add(self, loss, values: dict[str, torch.Tensor], old_logp_NT, engine_logp_NT, mask_NT) -> None:
+        """One micro-batch: its share of the loss, what to average, and the two log-probs of each token at sampling."""
+        if not mask_NT.any():  # a rank out of work
+            return
+        gap_NT = (old_logp_NT - engine_logp_NT) * mask_NT
+        self.gap_max = max(self.gap_max, gap_NT.abs().max().item())
+        values = {"tokens": mask_NT, **values, "engine/gap_mean": gap_NT.abs(), "engine/k3": gap_NT.expm1() - gap_NT,
+                  "weight": gap_NT.exp(), "weight2": (2 * gap_NT).exp()}
+        for key, value_NT in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + (value_NT * mask_NT).sum(dtype=torch.float64)
+        self.sums["loss"] += loss
+
+    def result(self, updates: int) -> dict[str, float]:
+        """train/loss is the mean over the optimizer steps; without a token to train on it is alone."""
+        gap_max = max(gather([self.gap_max]))
+        sums = total({key: float(value) for key, value in self.sums.items()})
+        loss, tokens = sums.pop("loss") / max(1, updates), sums.pop("tokens")
+        if not tokens:
+            return {"train/loss": loss}
+        means = {key: value / tokens for key, value in sums.items()}
+        ess = means.pop("weight") ** 2 / means.pop("weight2")
+        return {"train/loss": loss, **means, "engine/gap_max": gap_max, "engine/ess": ess}
+
+
+@cache
+def matmul_rate(device: str) -> float:
+    """Floating-point operations a second of a large matrix product on this device: bfloat16 on a GPU, float32 on a CPU."""
+    n, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(n, n, generator=torch.Generator(device).manual_seed(0), device=device).to(dtype)  # zeros would be faster
+    times = []
+    for _ in range(4):  # the first one warms up
+        clock = Clock()
+        for _ in range(8):
+            a @ a
+        clock("matmul")
+        times.append(clock.seconds["matmul"] / 8)
+    return 2 * n**3 / min(times)
+
+
+def train_flops(model: torch.nn.Module, lengths: list[tuple[int, int]]) -> float:
+    """Floating-point operations of a forward and a backward pass over rows of (prompt + response, response) tokens.
+
+    6 a weight and token, with the head's for responses only, and causal attention; norms and recomputation are not counted.
+    """
+    backbone = model.base_model if hasattr(model, "base_model") else model.backbone  # of a policy, of a critic
+    weights = sum(module.weight.numel() for module in backbone.modules() if isinstance(module, torch.nn.Linear))
+    head = model.get_output_embeddings().weight.numel() if hasattr(model, "base_model") else 0
+    config = backbone.config
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    attention = 6 * config.num_hidden_layers * width  # of a token and each one that it looks at, half of the row on average
+    return float(sum(6 * (weights * n + head * t) + attention * n * n for n, t in lengths))
+
+
+def speed(clock: Clock, models: list[torch.nn.Module], device: str, rows: list) -> dict[str, float]:
+    """Seconds by phase, tokens a second of one process, and MFU: the update's share of the rate of a large matrix product.
+
+    `rows` are those that all processes have trained on, each with its tokens in `prompt` and `response`.
+    """
+    lengths = [(len(row.prompt) + len(row.response), len(row.response)) for row in rows]
+    update = clock.seconds["update"] * world()
+    return {
+        **{f"time/{phase}": seconds for phase, seconds in clock.seconds.items()},
+        "perf/rollout_tokens_per_s": clock.tokens["rollout"] / clock.seconds["rollout"],
+        "perf/train_tokens_per_s": sum(n for n, _ in lengths) / update,
+        "perf/mfu": sum(train_flops(model, lengths) for model in models) / update / matmul_rate(device),
+    }
+
+
+class Signals:
+    """SIGINT and SIGTERM until `release`: the step in progress is finished and saved, a second one ends at once.
+
+    But not of several processes: torchrun passes on what a scheduler has sent to all of them.
+    """
+
+    def __init__(self):
+        self.received: list[int] = []
+        self.handlers = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _catch(self, number, _) -> None:
+        if self.received and world() == 1:
+            sys.exit(1)
+        self.received.append(number)
+
+    def of_any_rank(self) -> int:
+        """0, or the number of one that some rank has received: the same on every rank."""
+        return next(iter(gather(self.received)), 0)
+
+    def release(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
 # ---- the run folder of a training script -----------------------------------------------------------------------------
 
-MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "workers", "micro_tokens", "device"}
+MAY_CHANGE = {"resume", "steps", "eval_every", "save_every", "keep", "track", "workers", "micro_tokens", "device",
+              "gpu_memory", "tensor_parallel", "sleep_level"}
+WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against float32 makes a few 1e-4
 _open_run: list[Path] = []  # the run folder in use, for the last line of an interrupted run
 
 
@@ -845,7 +983,10 @@ def run_folder(args, script: str) -> Path:
 
 
 def tracker(args, run: Path):
-    """log(metrics, rollouts): a line to metrics.jsonl, the rollouts to rollouts.jsonl, and both to where args.track says."""
+    """log(metrics, rollouts): a line to metrics.jsonl, the rollouts to rollouts.jsonl, the metrics to where args.track says.
+
+    It warns once, on standard error, where sampler and trainer drift apart.
+    """
     if rank():
         return lambda metrics, rollouts: None
     if args.track == "tensorboard":
@@ -856,8 +997,15 @@ def tracker(args, run: Path):
         module = __import__(args.track)
         module.init(project="cleanrlvr", name=run.name, config=asdict(args))
 
+    warned = []
+
     def log(metrics: dict, rollouts: list[dict]) -> None:
         step = metrics["step"]
+        if metrics.get("engine/k3", 0.0) > WIDE_GAP and not warned:
+            warned.append(step)
+            apart = f"{metrics['engine/gap_mean']:.2g} nats a token apart (engine/k3 {metrics['engine/k3']:.2g} > {WIDE_GAP})"
+            tqdm.write(f"warning: in step {step} the log-probs of sampler and trainer are {apart}, which biases the gradient: "
+                       "weigh it with --tis-cap 2; --sampler transformers shows whether the engine is the cause", sys.stderr)
         metrics = {key: value if isinstance(value, int) else round(float(value), 6) for key, value in metrics.items()}
         with open(run / "metrics.jsonl", "a") as file:
             file.write(json.dumps(metrics) + "\n")

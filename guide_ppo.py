@@ -30,8 +30,7 @@ Differs from the papers:
 import math
 import signal
 import sys
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -98,7 +97,11 @@ class Args:
     keep: int = 2  # newest checkpoints kept
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
-    sampler: Literal["auto", "transformers", "vllm"] = "auto"  # the engine that samples
+    sampler: Literal["auto", "transformers", "vllm"] = "auto"  # the engine that samples; auto: vllm if there is a GPU for it
+    gpu_memory: float = 0.4  # vllm: its share of the GPU, weights and cache
+    tensor_parallel: int = 1  # vllm: GPUs an engine
+    sleep_level: Literal[0, 1, 2] = 0  # vllm between rollouts: 0 stays, 1 weights to the host, cache dropped, 2 both dropped
+    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap) where the two differ; 0: off, 2 is usual
     seed: int = 0  # of the order of problems and of all sampling
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
@@ -128,13 +131,13 @@ class Row:
         return float(self.verdict.correct)
 
 
-def load_model(path: str, device: str) -> torch.nn.Module:
+def load_model(path: str) -> torch.nn.Module:
     """The model in float32, the master weights. Raises UserError if its logits are not head(hidden states), scaled say."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
-    ids = torch.arange(8, device=device)[None]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = torch.arange(8)[None]
     with torch.no_grad():
         logits = model(ids).logits[0, :-1].log_softmax(-1)
-        logp_NT, _, _ = token_logprobs(model, ids, torch.tensor([1], device=device), torch.tensor([7], device=device), 1.0)
+        logp_NT, _, _ = token_logprobs(model, ids, torch.tensor([1]), torch.tensor([7]), 1.0)
     if not torch.allclose(logits.gather(1, ids[0, 1:, None])[:, 0], logp_NT[0], atol=1e-3):
         raise UserError(f"--model {path} scales or caps its logits, which token_logprobs does not do")
     return model
@@ -157,11 +160,12 @@ def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[t
 
 
 @evaluate.uses_weights
-def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 4096):
+def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 2**27):
     """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
 
-    The logits exist for `chunk` tokens at a time and are recomputed in the backward pass: never [N, L, V], and never
-    for the prompt. No attention mask: padding stands right of every response, where a causal model does not look.
+    At most `chunk` logits exist at a time, 883 tokens of Qwen's 151,936, and the backward pass recomputes them: never
+    [N, L, V], and none for the prompt. No attention mask: padding stands right of every response, where a causal model does
+    not look.
     """
     T = int(response_N.max())
     mask_NT = torch.arange(T, device=ids_NL.device) < response_N[:, None]
@@ -175,9 +179,9 @@ def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chun
         return logp_mV.gather(1, token_m[:, None])[:, 0], -(logp_mV.exp() * logp_mV).sum(-1)
 
     hidden_MD, token_M = hidden_NLD[row_M, at_M - 1], ids_NL[row_M, at_M]
+    size = max(1, chunk // head.weight.shape[0])
     parts = [
-        recompute(score, h, tokens, use_reentrant=False)
-        for h, tokens in zip(hidden_MD.split(chunk), token_M.split(chunk))
+        recompute(score, h, tokens, use_reentrant=False) for h, tokens in zip(hidden_MD.split(size), token_M.split(size))
     ]
     logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
     zeros_NT = torch.zeros(mask_NT.shape, device=ids_NL.device)
@@ -263,13 +267,15 @@ def rows_values(critic, rows: list[Row], budget: int, device, autocast) -> list[
 
 # ---- rollout ---------------------------------------------------------------------------------------------------------
 
-def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_response, seed):
+def rollout(sampler, verifier, tokenizer, problems, indices, prompts, sampled_from, n, temperature, max_tokens, seed, clock):
     """`n` scored rows for each problem index, a group each: sampled after `sampled_from`, to be trained on after `prompts`."""
     mine = indices[evaluate.rank() :: evaluate.world()]  # every rank samples and verifies its share, and gets all rows
-    samples = sampler.generate([sampled_from[i] for i in mine], n, temperature, max_response, evaluate.own_seed(seed))
+    samples = sampler.generate([sampled_from[i] for i in mine], n, temperature, max_tokens, evaluate.own_seed(seed))
+    clock("rollout", sum(len(s.ids) for group in samples for s in group))
     texts = [tokenizer.decode(s.ids, skip_special_tokens=True) for group in samples for s in group]
     verdicts = iter(verifier.score(texts, [problems[i] for i in mine for _ in range(n)]))
     scored = evaluate.gather([[(s, next(verdicts)) for s in group] for group in samples])
+    clock("verify")
     guided = sampled_from is not prompts
     return [
         [Row(i, prompts[i], sampled_from[i], s.ids, s.logprobs, s.finished, guided, verdict) for s, verdict in group]
@@ -365,6 +371,14 @@ def value_loss(values_NT, old_values_NT, returns_NT, clip: float):
     return 0.5 * torch.max(free_NT, clipped_NT), clipped_NT > free_NT
 
 
+def engine_weight(old_logp_NT, engine_logp_NT, cap: float):
+    """min(pi_old / pi_engine, cap) per token: E[pi_engine] of it times f is near E[pi_old] of f; 1 everywhere if `cap` is 0.
+
+    Truncated importance sampling against kernels and a precision that are not the trainer's (Yao et al. 2025).
+    """
+    return (old_logp_NT - engine_logp_NT).exp().clamp(max=cap) if cap else torch.ones_like(old_logp_NT)
+
+
 def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_response: int):
     """One micro-batch's share of the loss of an optimizer step of `n_rows` rows with `n_tokens` response tokens.
 
@@ -395,9 +409,9 @@ def main(args: Args) -> Path:
 
     run = evaluate.run_folder(args, Path(__file__).stem)
     torch.manual_seed(args.seed)
-    model = evaluate.shard(load_model(args.model, device))
-    critic = evaluate.shard(Critic(args.model).to(device))
-    reference = evaluate.shard(load_model(args.model, device)).eval() if args.beta > 0 else None
+    model = evaluate.shard(load_model(args.model), device)
+    critic = evaluate.shard(Critic(args.model), device)
+    reference = evaluate.shard(load_model(args.model), device).to("cpu").eval() if args.beta > 0 else None
     if args.gradient_checkpointing:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
@@ -407,7 +421,8 @@ def main(args: Args) -> Path:
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay)
     parts = {"model": model, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
     start = evaluate.load_checkpoint(run, parts) if args.resume else 0
-    sampler = evaluate.Sampler(args.model, args.sampler, device)
+    sampler = evaluate.Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
+                               tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
     autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
@@ -416,50 +431,48 @@ def main(args: Args) -> Path:
         evaluate.write_json(run / "eval_base.json", evaluation(sampler, args.eval_n))
     sampler.update(evaluate.stream(model, sampler.dtype))
 
-    stopped: list[int] = []  # signals received: the step in progress is finished and saved, a second one ends at once
-    # ... but not of several processes: torchrun passes on what a scheduler has sent to all of them
-    catch = lambda number, _: sys.exit(1) if stopped and evaluate.world() == 1 else stopped.append(number)  # noqa: E731
-    handlers = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-
+    signals = evaluate.Signals()  # the step in progress is finished and saved
     done = start
     bar = tqdm(range(start, args.steps), Path(__file__).stem, initial=start, total=args.steps, dynamic_ncols=True,
                disable=evaluate.rank() > 0)
     for step in bar:
-        clock = [time.perf_counter()]
+        clock = evaluate.Clock()
 
         # rollout: B groups of G rows
         indices = data.draw(len(problems), args.prompts, step, args.seed)
         stream = (args.seed, step, 0)
         new = rollout(sampler, verifier, tokenizer, problems, indices, prompts, prompts, args.n, args.temperature,
-                      args.max_response, seed=stream)
+                      args.max_response, seed=stream, clock=clock)
         plain, guided = list(new), []
 
         # guidance: failed prompts are rolled out again with their hint
         failed = failed_groups(new, hinted_prompts, args.guide_threshold)
         hinted = rollout(sampler, verifier, tokenizer, problems, [new[i][0].problem for i in failed], prompts,
-                         hinted_prompts, args.n, args.temperature, args.max_response, seed=(*stream, 1))
+                         hinted_prompts, args.n, args.temperature, args.max_response, seed=(*stream, 1), clock=clock)
         for i, group in zip(failed, hinted):
             new[i] = new[i] + group if args.guided_group == "union" else group
         guided += hinted
 
         groups = new
         rows = [row for group in groups for row in group]
-        clock.append(time.perf_counter())
+        sampler.sleep()
 
         # log-probs under the policies that stand still during the update
         score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
         off_policy = [row for row in rows if row.guided or args.mini_batches > 1 or args.beta > 0]
-        contexts = [row.prompt if args.guide_ratio == "naive" else row.sampled_from for row in off_policy]
-        for row, logp_T in zip(off_policy, score(model, off_policy, contexts)):
+        for row, logp_T in zip(off_policy, score(model, off_policy, [row.sampled_from for row in off_policy])):
             row.old_logp = logp_T
         across = [row for row in rows if row.guided]
         plain_logps = score(model, across, [row.prompt for row in across])
         ratios = [rho for row, logp_T in zip(across, plain_logps) for rho in (logp_T - row.old_logp).exp().tolist()] or [1.0]
         gamma = args.guide_gamma or max(1e-4, float(np.quantile(ratios, 0.9)))
+        for row, logp_T in zip(across, plain_logps if args.guide_ratio == "naive" else []):
+            row.old_logp, row.engine_logp = logp_T, logp_T.tolist()  # the engine's is of the other context
         plain_logp = {id(row): logp_T for row, logp_T in zip(across, plain_logps)}
         if reference is not None:
-            for row, logp_T in zip(rows, score(reference, rows, [row.prompt for row in rows])):
-                row.ref_logp = logp_T
+            with evaluate.on_device(reference, device):
+                for row, logp_T in zip(rows, score(reference, rows, [row.prompt for row in rows])):
+                    row.ref_logp = logp_T
 
         # advantage
         values = rows_values(critic, rows, args.micro_tokens, device, autocast)
@@ -474,13 +487,12 @@ def main(args: Args) -> Path:
         advantages_NT = whitened(raw_NT, valid_NT) if args.whiten else raw_NT
         for i, row in enumerate(rows):
             row.advantage = raw_NT[i, : len(row.response)].mean().item()
-        clock.append(time.perf_counter())
+        clock("logprobs")
 
         # update
         warmup = min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
         lr, critic_lr = warmup * args.lr, warmup * args.critic_lr
-        sums: dict[str, float] = defaultdict(float)  # over the tokens of the update
-        norm_sum, gap_max, updates, n_live = 0.0, 0.0, 0, 0
+        means, trained, norm_sum, updates = evaluate.TokenMeans(), [], 0.0, 0
         first = np.cumsum([0, *map(len, groups)])  # of the rows of each group
         for part in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = [i for g in part for i in range(first[g], first[g + 1])]
@@ -495,27 +507,20 @@ def main(args: Args) -> Path:
                     values_NT = critic(*ids)
                 T = mask_NT.shape[1]
                 old_NT = stack([row.old_logp for row in some], logp_NT)
+                engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
                 guided_N = torch.tensor([row.guided for row in some], dtype=torch.bool, device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_NT[at, :T], mask_NT, guided_N, args.eps_low,
                                                   args.eps_high, args.guide_ratio, gamma)
+                loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
                 value_NT, value_clipped_NT = value_loss(values_NT, old_values_NT[at, :T], returns_NT[at, :T], args.value_clip)
                 aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response).backward()
                 if step >= args.critic_warmup:
                     loss.backward()
-                if not some:  # it took part in gathering and adding up only
-                    continue
-
-                engine_NT = stack([torch.tensor(row.engine_logp, device=device) for row in some], logp_NT)
                 kl_NT = stack([row.old_logp for row in some], logp_NT) - stack([row.ref_logp for row in some], logp_NT)  # k1
                 seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT,
-                        "train/kl": kl_NT * (args.beta > 0), "critic/loss": value_NT, "critic/clip_fraction": value_clipped_NT,
-                        "engine/gap_mean": (old_NT - engine_NT).abs()}
-                for key, value_NT in seen.items():
-                    sums[key] += (value_NT.detach() * mask_NT).sum().item()
-                gap_max = max(gap_max, ((old_NT - engine_NT).abs() * mask_NT).max().item())
-                sums["loss"] += loss.item()
-                sums["tokens"] += int(mask_NT.sum())
+                        "train/kl": kl_NT * (args.beta > 0), "critic/loss": value_NT, "critic/clip_fraction": value_clipped_NT}
+                means.add(loss, seen, old_NT, engine_NT, mask_NT)
             for module, module_optimizer, module_lr in ((model, optimizer, lr), (critic, critic_optimizer, critic_lr)):
                 norm = evaluate.clip_gradient(module, args.grad_clip)
                 if not math.isfinite(norm):
@@ -526,14 +531,13 @@ def main(args: Args) -> Path:
                 module_optimizer.step()  # in the warm-up the policy has no gradient, and AdamW passes it over
                 module_optimizer.zero_grad()
             updates += step >= args.critic_warmup
-            n_live += len(batch)
+            trained += [rows[i] for i in batch]
+        clock("update")
         sampler.update(evaluate.stream(model, sampler.dtype))
-        clock.append(time.perf_counter())
+        clock("sync")
         done = step + 1
 
         # metrics of all ranks: docs/metrics.md has the formula of each
-        sums, gap_max = evaluate.total(sums), max(evaluate.gather([gap_max]))
-        loss_sum, tokens = sums.pop("loss", 0.0), sums.pop("tokens", 0)
         sampled = [row for group in plain for row in group]
         verdicts = Counter(row.verdict.why for group in plain + guided for row in group)
         pass_rates = [np.mean([row.reward for row in group]) for group in plain]
@@ -549,38 +553,34 @@ def main(args: Args) -> Path:
             "guide/failed": len(guided) / len(plain), "guide/ratio": np.mean(ratios), "guide/gamma": gamma,
             "guide/share": len(across) / max(1, len(rows)),
             "guide/reward": np.mean([row.reward for group in guided for row in group] or [0.0]),
-            "train/loss": loss_sum / max(1, updates),
             "train/grad_norm": norm_sum / max(1, updates),
             "train/lr": lr,
             "train/updates": updates,
-            "train/rows": n_live,
-            "train/kept": n_live / max(1, len(rows)),
-            **{key: value / tokens for key, value in sums.items()},
+            "train/rows": len(trained),
+            "train/kept": len(trained) / max(1, len(rows)),
+            **means.result(updates),
             "critic/explained_variance": explained_variance(old_values_NT[valid_NT], returns_NT[valid_NT]),
             "critic/value": old_values_NT[valid_NT].mean().item(),
             "critic/return": returns_NT[valid_NT].mean().item(),
             "advantage/mean": raw_NT[valid_NT].mean().item(), "advantage/std": raw_NT[valid_NT].std().item(),
-            **({"engine/gap_max": gap_max} if tokens else {}),
+            **evaluate.speed(clock, [model, critic], device, trained),
         }
-        metrics |= {f"time/{name}": b - a for name, a, b in zip(("rollout", "logprobs", "update"), clock, clock[1:])}
         if evaluation and args.eval_every and done % args.eval_every == 0:
             solved = evaluate.curve(evaluation(sampler, min(8, args.eval_n)))
             metrics |= {f"eval/pass@{k}": mean for k, mean, _, _ in solved}
         log(metrics, [show(row, problems, tokenizer) for row in (rows or sampled)[:: args.n][:3]])
-        progress = {"pass": metrics["rollout/reward"], "guided": metrics["guide/share"], "s/step": clock[-1] - clock[0]}
+        progress = {"pass": metrics["rollout/reward"], "guided": metrics["guide/share"], "s/step": sum(clock.seconds.values())}
         bar.set_postfix({key: f"{value:.2f}" for key, value in progress.items()})
-        signals = evaluate.gather(stopped)  # every rank stops where one was told to
-        if signals or (args.save_every and done % args.save_every == 0):
+        stop = signals.of_any_rank()
+        if stop or (args.save_every and done % args.save_every == 0):
             evaluate.save_checkpoint(run, done, parts, args.keep)
-        if signals:
+        if stop:
             verifier.close()
-            name = signal.Signals(signals[0]).name
-            print(f"\nstopped by {name} after step {done}; {evaluate.go_on(run)}")
-            sys.exit(0 if signals[0] == signal.SIGTERM else 130)
+            print(f"\nstopped by {signal.Signals(stop).name} after step {done}; {evaluate.go_on(run)}")
+            sys.exit(0 if stop == signal.SIGTERM else 130)
 
     bar.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signals.release()
 
     # the end: checkpoint, final model, what was learned
     evaluate.save_checkpoint(run, done, parts, args.keep)

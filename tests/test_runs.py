@@ -50,12 +50,14 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "final/model.safetensors")
 
 
+def untimed(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if not key.startswith(("time/", "perf/"))}
+
+
 def assert_same_run(a: Path, b: Path) -> None:
     assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
     for one, other in zip(metrics(a), metrics(b), strict=True):
-        assert {k: v for k, v in one.items() if not k.startswith("time/")} == {
-            k: v for k, v in other.items() if not k.startswith("time/")
-        }
+        assert untimed(one) == untimed(other)
     assert (a / "rollouts.jsonl").read_text() == (b / "rollouts.jsonl").read_text()
 
 
