@@ -144,10 +144,10 @@ def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[t
 
 
 @evaluate.uses_weights
-def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 2**27):
+def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 2**26):
     """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
 
-    At most `chunk` logits exist at a time, 883 tokens of Qwen's 151,936, and the backward pass recomputes them: never
+    At most `chunk` logits exist at a time, 441 tokens of Qwen's 151,936, and the backward pass recomputes them: never
     [N, L, V], and none for the prompt. No attention mask: padding stands right of every response, where a causal model does
     not look.
     """

@@ -35,6 +35,33 @@ def advantages(rewards, norm_std):
     return [(r - mean) / (std if norm_std else 1.0) for r in rewards]
 
 
+def noisy(groups):
+    """A sampler that is off: its log-probs are not the trainer's. In place, and copied before the script sees them."""
+    for i, row in enumerate(row for group in groups for row in group):
+        noise = np.random.default_rng(i).normal(0, 0.2, len(row.response))
+        row.engine_logp = (np.array(row.engine_logp) + noise).tolist()
+        row.said = list(row.engine_logp)
+    return groups
+
+
+def naive_weights(args, row, old):
+    """min(pi_old / pi_engine, cap) per token, 1 where both are not of one context."""
+    if not args.get("tis_cap") or (row.guided and args.get("guide_ratio") == "naive"):
+        return [1.0] * len(old)
+    return [min(math.exp(o - e), args["tis_cap"]) for o, e in zip(old.tolist(), row.said)]
+
+
+def naive_gap(pairs) -> dict:
+    """engine/* of a step, from (trainer's, sampler's) log-probs of every token trained on."""
+    gaps = [o - e for o, e in pairs]
+    ratios = [math.exp(gap) for gap in gaps]
+    return {
+        "engine/gap_mean": np.mean(np.abs(gaps)), "engine/gap_max": max(map(abs, gaps)),
+        "engine/k3": np.mean([ratio - gap - 1 for ratio, gap in zip(ratios, gaps)]),
+        "engine/ess": sum(ratios) ** 2 / len(ratios) / sum(ratio**2 for ratio in ratios),
+    }
+
+
 def naive_step(args, groups):
     """The weights after one rollout batch `groups` (lists of rows), by SGD on the objective of the script's header."""
     model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
@@ -66,6 +93,7 @@ def naive_step(args, groups):
         for _, row, A, old, _, ref in batch:
             entropies, losses = torch.zeros(len(row.response)), []
             logp = full_logp(model, row.prompt, row.response, T, entropies)
+            weights = naive_weights(args, row, old)
             for t in range(len(row.response)):
                 rho = (logp[t] - old[t]).exp()
                 how = args.get("guide_ratio", "shaped") if row.guided else "clip"
@@ -79,7 +107,7 @@ def naive_step(args, groups):
                     clipped = torch.clamp(rho, 1 - args["eps_low"], 1 + args["eps_high"])
                     gain = torch.minimum(rho * A, clipped * A)
                 k3 = (ref[t] - logp[t]).exp() - (ref[t] - logp[t]) - 1
-                losses.append(-gain + beta * k3 - entropy_coef * entropies[t])
+                losses.append(-weights[t] * gain + beta * k3 - entropy_coef * entropies[t])
             if args["loss_agg"] == "token":
                 total = total + sum(losses) / n_tokens
             elif args["loss_agg"] == "sequence":
@@ -94,7 +122,8 @@ def naive_step(args, groups):
         with torch.no_grad():
             for p in model.parameters():
                 p -= lr * min(1.0, args["grad_clip"] / norm) * p.grad
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), gamma
+    pairs = [pair for _, row, A, old, *_ in rows if A != 0 or beta for pair in zip(old.tolist(), getattr(row, "said", []))]
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), gamma, pairs
 
 
 BASE = {
@@ -123,6 +152,11 @@ TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}  # th
         ("guide_grpo", {"guide_ratio": "sequence"}),
         ("guide_grpo", {"guide_ratio": "naive", **TIGHT}),
         ("guide_grpo", {"guide_gamma": 0.3, "guide_threshold": 0.5}),
+        ("grpo", {"tis_cap": 1.1}),
+        ("grpo", {"tis_cap": 1.1, "beta": 0.5, **TIGHT}),
+        ("nsr", {"tis_cap": 1.1, "reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
+        ("guide_grpo", {"tis_cap": 1.1, "loss_agg": "sequence", **TIGHT}),
+        ("guide_grpo", {"tis_cap": 1.1, "guide_ratio": "naive"}),
     ],
 )
 def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monkeypatch):
@@ -134,6 +168,8 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
 
     def recorded(*a, **k):
         groups = original(*a, **k)
+        if "tis_cap" in args:
+            noisy(groups)
         sampled.append(list(groups))
         return groups
 
@@ -151,9 +187,12 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
         for i, hinted in zip(failed, sampled[1]):
             assert all(row.guided and row.problem == groups[i][0].problem for row in hinted)
             groups[i] = hinted if args.get("guided_group") == "replace" else groups[i] + hinted
-    expected, gamma = naive_step(args, groups)
+    expected, gamma, pairs = naive_step(args, groups)
     (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert logged.get("guide/gamma", gamma) == pytest.approx(gamma, abs=2e-6)
+    if pairs and args.get("guide_ratio") != "naive":
+        assert {key: logged[key] for key in naive_gap(pairs)} == pytest.approx(naive_gap(pairs), abs=2e-5)
+        assert logged["engine/gap_mean"] > 0.1 and 0.9 < logged["engine/ess"] < 0.99
     model = AutoModelForCausalLM.from_pretrained(run / "final")
     actual = torch.cat([p.detach().flatten() for p in model.parameters()])
     start = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(MODEL).parameters()])

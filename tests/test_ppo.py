@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo import explained_variance, gae, value_loss, whitened
-from tests.test_loop import BASE, MODEL, TIGHT, full_logp
+from tests.test_loop import BASE, MODEL, TIGHT, full_logp, naive_weights, noisy
 
 LENGTHS = torch.tensor([5, 1, 3])
 MASK = torch.arange(5) < LENGTHS[:, None]
@@ -113,6 +113,7 @@ def naive_step(args, groups, critic_head):
             rho = (full_logp(model, row.prompt, row.response, T) - old).exp()
             clipped = rho.clamp(1 - args["eps_low"], 1 + args["eps_high"])
             gain = rho / (rho + gamma) * A if row.guided else torch.minimum(rho * A, clipped * A)
+            gain = gain * torch.tensor(naive_weights(args, row, old))
             total = total - gain.sum() / sum(len(row.response) for _, row, *_ in batch)
         model.zero_grad()
         total.backward()
@@ -135,6 +136,8 @@ PPO |= {"critic_warmup": 0, "critic_lr": 0.0, "gamma": 1.0, "gae_lambda": 1.0}
         ("ppo", 0.1, {"whiten": False, "critic_lr": 1e-4, "gradient_checkpointing": True}),
         ("guide_ppo", 0.1, {"whiten": True, "gae_lambda": 0.5, **TIGHT}),
         ("guide_ppo", 0.1, {"whiten": False, "beta": 0.5, "critic_lr": 1e-4}),
+        ("ppo", 0.1, {"whiten": True, "tis_cap": 1.1, "critic_lr": 1e-4}),
+        ("guide_ppo", 0.1, {"whiten": True, "tis_cap": 1.1, **TIGHT}),
     ],
 )
 def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path, monkeypatch):
@@ -153,6 +156,8 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
 
     def recorded(*a, **k):
         groups = original(*a, **k)
+        if "tis_cap" in args:
+            noisy(groups)
         sampled.append(list(groups))
         return groups
 

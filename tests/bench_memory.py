@@ -1,0 +1,126 @@
+"""Memory of a training step with the vocabulary of Qwen2.5 (151,936):  python tests/bench_memory.py
+
+Peak of what one forward and backward pass of the loss allocates, weights and gradients included, for grpo.py's chunked
+log-probs and for the textbook way, log_softmax of all logits: traced by torch's profiler on a CPU, read from the
+allocator on a GPU. The model has random weights, the hidden size of Qwen2.5-1.5B and few layers: the head is what differs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from grpo import aggregate, policy_loss, token_logprobs
+
+MIB = 2**20
+SIZES = {  # of Qwen2.5
+    "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+             "intermediate_size": 4864, "tie_word_embeddings": True},
+    "1.5B": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+             "intermediate_size": 8960, "tie_word_embeddings": True},
+    "7B": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+           "intermediate_size": 18944, "tie_word_embeddings": False},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 128, "tie_word_embeddings": True},
+}  # fmt: skip
+VOCABULARY = 151_936
+
+
+def random_model(size: str, device: str, dtype=torch.float32, **change) -> torch.nn.Module:
+    """A Qwen2.5 of that size with random weights, made from its configuration: nothing is downloaded."""
+    config = Qwen2Config(**{"vocab_size": VOCABULARY, "max_position_embeddings": 32768, **SIZES[size], **change})
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def rows(n: int, prompt: int, response: int, vocabulary: int, device: str):
+    """ids_NL, prompt_N, response_N of random tokens, as of grpo.pad."""
+    ids_NL = torch.randint(vocabulary, (n, prompt + response), generator=torch.Generator().manual_seed(0)).to(device)
+    return ids_NL, torch.full((n,), prompt, device=device), torch.full((n,), response, device=device)
+
+
+def naive_logprobs(model, ids_NL, prompt_N, response_N, temperature: float):
+    """As token_logprobs, for rows of equal lengths, from [N, L, V] logits."""
+    logp_NLV = (model(ids_NL, use_cache=False).logits.float() / temperature).log_softmax(-1)
+    first = int(prompt_N[0])
+    logp_NT = logp_NLV[:, :-1].gather(2, ids_NL[:, 1:, None])[..., 0][:, first - 1 :]
+    entropy_NT = -(logp_NLV.exp() * logp_NLV).sum(-1)[:, first - 1 : -1]
+    return logp_NT, entropy_NT, torch.ones_like(logp_NT, dtype=torch.bool)
+
+
+def step(logprobs, model, ids, autocast) -> torch.Tensor:
+    """Forward and backward pass of GRPO's loss; the log-probs."""
+    with autocast:
+        logp_NT, entropy_NT, mask_NT = logprobs(model, *ids, 1.0)
+    loss_NT, _ = policy_loss(logp_NT, logp_NT.detach(), torch.ones_like(logp_NT[:, :1]), 0.2, 0.2)
+    aggregate(loss_NT, mask_NT, "token", int(mask_NT.sum()), len(mask_NT), mask_NT.shape[1]).backward()
+    del entropy_NT
+    return logp_NT.detach()
+
+
+def peak_memory(run, device: str) -> int:
+    """Bytes that `run()` has allocated at the most, above what was there before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(f"{folder}/trace.json").read_text())["traceEvents"]
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
+    assert changes, "the profiler has traced no allocation"
+    now = most = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
+
+
+def compare(size: str, layers: int, prompt: int, response: int, device: str, vocabulary: int = VOCABULARY) -> list[tuple]:
+    """(name, peak bytes above the weights, seconds, log-probs) of the chunked and the naive way."""
+    model = random_model(size, device, num_hidden_layers=layers, vocab_size=vocabulary)
+    ids = rows(1, prompt, response, vocabulary, device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    found = []
+    for name, logprobs in (("chunked", token_logprobs), ("naive", naive_logprobs)):
+        model.zero_grad()
+        logps = []
+        start = time.perf_counter()
+        peak = peak_memory(lambda: logps.append(step(logprobs, model, ids, autocast)), device)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append((name, peak, time.perf_counter() - start, logps[0].cpu()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="1.5B")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--responses", type=int, nargs="+", default=[1024, 2048, 4096])
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{device}, torch {torch.__version__}, Qwen2.5-{args.size} with {args.layers} layers, prompt {args.prompt} tokens")
+    print("| response tokens | chunked, MiB | naive, MiB | naive / chunked | seconds chunked, naive |\n|---|---|---|---|---|")
+    for response in args.responses:
+        (_, chunked, a, mine), (_, naive, b, theirs) = compare(args.size, args.layers, args.prompt, response, device)
+        assert (mine - theirs).abs().max() < (1e-3 if device == "cpu" else 0.1), "the two ways disagree"
+        peaks = f"{chunked / MIB:.0f} | {naive / MIB:.0f} | {naive / chunked:.1f}"
+        print(f"| {response} | {peaks} | {a:.1f}, {b:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
