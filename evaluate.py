@@ -1064,6 +1064,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sampler", default="auto", help="auto | transformers | vllm")
+    parser.add_argument("--gpu-memory", type=float, default=0.9, help="vllm: its share of the GPU")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="vllm: GPUs an engine")
     parser.add_argument("--workers", type=int, default=2, help="verifier processes")
     parser.add_argument("--verifier", help="module:function, a verifier of your own")
     parser.add_argument("--out", help="result file to write")
@@ -1089,7 +1091,7 @@ def main() -> None:
         problems, prompts = [p for p, h in zip(problems, hinted) if h], [h for h in hinted if h]
         if not problems:
             raise UserError(f"--hinted: no problem of {args.data} has a hint")
-    sampler = Sampler(args.model, args.sampler, args.device, gpu_memory=0.9)
+    sampler = Sampler(args.model, args.sampler, args.device, gpu_memory=args.gpu_memory, tensor_parallel=args.tensor_parallel)
     max_tokens = args.max_tokens or min(4096, sampler.positions - max(map(len, prompts)))
     with Verifier(args.workers, custom=args.verifier) as verifier:
         check_golds(problems, verifier)

@@ -145,12 +145,12 @@ def pad(prompts: list[list[int]], responses: list[list[int]], device) -> tuple[t
 
 
 @evaluate.uses_weights
-def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 2**26):
+def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chunk: int = 2**26, entropy_grad=False):
     """Log-probability and entropy, in nats, of every response token: (logp_NT, entropy_NT, mask_NT); 0 where mask is False.
 
     At most `chunk` logits exist at a time, 441 tokens of Qwen's 151,936, and the backward pass recomputes them: never
     [N, L, V], and none for the prompt. No attention mask: padding stands right of every response, where a causal model does
-    not look.
+    not look. `entropy_grad`: the entropy has a gradient; one that no loss uses would keep every chunk's logits.
     """
     T = int(response_N.max())
     mask_NT = torch.arange(T, device=ids_NL.device) < response_N[:, None]
@@ -161,7 +161,8 @@ def token_logprobs(model, ids_NL, prompt_N, response_N, temperature: float, chun
 
     def score(hidden_mD, token_m):
         logp_mV = (head(hidden_mD).float() / temperature).log_softmax(-1)
-        return logp_mV.gather(1, token_m[:, None])[:, 0], -(logp_mV.exp() * logp_mV).sum(-1)
+        seen_mV = logp_mV if entropy_grad else logp_mV.detach()
+        return logp_mV.gather(1, token_m[:, None])[:, 0], -(seen_mV.exp() * seen_mV).sum(-1)
 
     hidden_MD, token_M = hidden_NLD[row_M, at_M - 1], ids_NL[row_M, at_M]
     size = max(1, chunk // head.weight.shape[0])
@@ -394,8 +395,8 @@ def main(args: Args) -> Path:
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, len(batch), args.max_response)
                 loss.backward()
-                seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(),
-                        "train/clip_fraction": clipped_NT, "train/kl": kl_NT}
+                seen = {"train/entropy": entropy_NT, "train/ratio": (logp_NT - old_NT).exp(), "train/clip_fraction": clipped_NT}
+                seen["train/kl"] = kl_NT
                 means.add(loss, seen, old_NT, engine_NT, mask_NT)
             norm = evaluate.clip_gradient(model, args.grad_clip)
             if not math.isfinite(norm):
