@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import grpo
 from data import UserError
-from evaluate import command_line, load_checkpoint, save_checkpoint
+from evaluate import checkpoints, command_line, load_checkpoint, save_checkpoint
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
 SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
@@ -101,22 +102,58 @@ def test_resumed_run_is_the_same_run(script, tmp_path):
     assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006"]
 
 
-def test_resume_after_kill_9(tmp_path):
-    args = {**SMALL, "steps": 6, "eval_every": 0}
-    whole = train("guide_grpo", **args, run_dir=str(tmp_path / "whole"))
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(command("guide_grpo", **args, run_dir=killed), **QUIET)
-    while not (killed / "checkpoint/step-000003").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    torn = killed / "checkpoint/step-000099.part"  # as if the kill had come while writing
-    torn.mkdir()
-    (torn / "__0_0.distcp").write_bytes(b"torn")
+def wait_for(moment, process, seconds: float = 120.0) -> bool:
+    """Whether the process still runs when `moment()` has come."""
+    deadline = time.monotonic() + seconds
+    while not moment():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "the moment to kill it did not come"
+        time.sleep(0.0005)
+    return process.poll() is None
+
+
+def test_kill_9_at_any_moment_loses_nothing(tmp_path):
+    """Killed at its start, in a step, while a checkpoint is written; resumed each time, it is the same run to the last bit.
+
+    KILLS=20 pytest tests/test_runs.py -k kill_9 -s    # more of them than the usual 3, and where they came
+    """
+    kills, rng = int(os.environ.get("KILLS", 3)), random.Random(0)
+    args = {**SMALL, "steps": 8 + 6 * kills, "eval_every": 0, "keep": 1, "prompts": 8}
+    whole, killed = train("guide_grpo", **args, run_dir=str(tmp_path / "whole")), tmp_path / "killed"
+    torn = 0
+    for kill in range(kills):
+        begun = (killed / "args.json").exists()
+        again = {"resume": killed} if begun else {**args, "run_dir": killed}
+        process = subprocess.Popen(command("guide_grpo", **again), **QUIET)
+        folder, deadline = killed / "checkpoint", time.monotonic() + rng.uniform(0, 12)
+
+        def moved(before=frozenset(checkpoints(killed))):  # noqa: B008
+            return bool(set(checkpoints(killed)) - before)
+
+        def writes(folder=folder):
+            return any(folder.glob("*.part"))
+
+        where = ("writing", "step", "start")[kill % 3]
+        if where == "start":
+            alive = wait_for(lambda: time.monotonic() > deadline or moved(), process)
+        else:  # the first checkpoint of this process has taken a torn one of the last away
+            alive = wait_for(moved, process)
+            if where == "writing":
+                alive = alive and wait_for(writes, process)
+                time.sleep(rng.uniform(0, 0.02) if kill > 2 else 0)
+            else:
+                time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        assert alive, f"it ended before kill {kill}"
+        torn += writes()
+        print(f"kill {kill} at {where}: {[path.name for path in folder.glob('*')] or 'no checkpoint yet'}")
     done = run("guide_grpo", resume=killed)
     assert done.returncode == 0, done.stderr
+    assert torn, "no kill came while a checkpoint was written"
     assert_same_run(whole, killed)
+    assert [path.name for path in (killed / "checkpoint").iterdir()] == [f"step-{args['steps']:06d}"]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

@@ -315,6 +315,19 @@ def test_guide_grpo_runs_and_its_engine_follows_the_policy(tmp_path):
 
 
 @needs_vllm
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_processes_train_with_one_engine_between_them(tmp_path):
+    args = "--sampler=vllm --tensor-parallel=2 --sleep-level=1 --steps=3 --prompts=4 --eval-problems=6 --eval-n=4 --lr=1e-3"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--", "guide_grpo.py"]
+    done = subprocess.run([*command, *args.split(), f"--run-dir={tmp_path}/run"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in steps] == [1, 2, 3] and "engine/gap_max" in steps[2]
+    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
+    assert len(json.loads((tmp_path / "run/eval_trained.json").read_text())["problems"]) == 6
+
+
+@needs_vllm
 def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
     torch.manual_seed(0)
     config = Qwen3MoeConfig(**{**AutoConfig.from_pretrained(MODEL).to_dict(), "model_type": "qwen3_moe", "head_dim": 32,
