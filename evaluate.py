@@ -4,6 +4,9 @@
     python evaluate.py --compare base.json trained.json --plot out.png   # pass@k curves, what changed and where
 
 Every number that the scripts and the documentation show is computed from such result files.
+
+Sections: sampling (transformers, vLLM) · pass@k · what changed between two results · several processes · checkpoints ·
+what a training step measures · the run folder of a training script · the command line.
 """
 
 import argparse
@@ -673,8 +676,12 @@ def uses_weights(function):
 
 def go_on(run: Path) -> str:
     """How to go on with a run that was stopped."""
-    several = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']} --" if world() > 1 else "python"
-    return f"go on with: {several} {Path(sys.argv[0]).name} --resume {run}"
+    starter = "python"
+    if world() > 1:
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = f"--nnodes {world() // processes} --rdzv-endpoint HOST:PORT " if world() > processes else ""
+        starter = f"torchrun {machines}--nproc-per-node {processes} --"
+    return f"go on with: {starter} {Path(sys.argv[0]).name} --resume {run}"
 
 
 def clip_gradient(model: torch.nn.Module, most: float) -> float:

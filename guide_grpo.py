@@ -48,7 +48,7 @@ from transformers import AutoModelForCausalLM
 
 import data
 import evaluate
-from data import TEMPLATES, UserError
+from data import EMBEDDED_MODEL, TEMPLATES, UserError
 from verify import WHY, Verdict, Verifier, check_golds
 
 # Shapes: B prompts, G samples a prompt, N rows (responses), L padded prompt + response tokens, T response tokens,
@@ -58,7 +58,7 @@ from verify import WHY, Verdict, Verifier, check_golds
 
 @dataclass
 class Args:
-    model: str = "assets/countdown"  # Hugging Face hub id or folder
+    model: str = EMBEDDED_MODEL  # Hugging Face hub id or folder
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a .jsonl, .json, .parquet, .csv file
     data_split: str = "train"  # of a hub id or countdown
     eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
