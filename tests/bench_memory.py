@@ -27,7 +27,7 @@ SIZES = {  # of Qwen2.5
              "intermediate_size": 8960, "tie_word_embeddings": True},
     "7B": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "intermediate_size": 18944, "tie_word_embeddings": False},
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "intermediate_size": 128, "tie_word_embeddings": True},
 }  # fmt: skip
 VOCABULARY = 151_936
