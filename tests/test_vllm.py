@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -325,6 +326,16 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
     assert [m["step"] for m in steps] == [1, 2, 3] and "engine/gap_max" in steps[2]
     assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
     assert len(json.loads((tmp_path / "run/eval_trained.json").read_text())["problems"]) == 6
+
+
+@needs_vllm
+@pytest.mark.skipif(DEVICE == "cuda", reason="there gpu_check.py itself samples with vLLM")
+def test_the_gpu_check_samples_with_vllm():
+    code = "import gpu_check; gpu_check.sampling(gpu_check.TINY, 'tiny', 'cpu', 'vllm')"
+    done = subprocess.run([sys.executable, "-c", code], cwd="tests", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    speed, close = [line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("|")]
+    assert float(speed.split()[0]) > 0 and float(re.search(r"max (\S+),", close)[1]) < CLOSE
 
 
 @needs_vllm
