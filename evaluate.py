@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import transformers
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -212,7 +213,6 @@ class VllmSampler(Sampler):
             return {name for name, _ in model.named_parameters()} - model.load_weights(named_tensors)
 
         if self.asleep:  # in two parts: what gathers the weights and the cache are not in memory together
-            torch.cuda.empty_cache()
             self.llm.wake_up(["weights"])
         (stale,) = self.llm.apply_model(load)
         assert not stale, f"no new weights for {sorted(stale)[:3]} ... ({len(stale)} parameters of the engine)"
@@ -639,10 +639,12 @@ def shard(model: torch.nn.Module, device: str) -> torch.nn.Module:
     if world() == 1:
         return model.to(device)
     on_gpu = device == "cuda"
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if on_gpu else MixedPrecisionPolicy()
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    whole = MixedPrecisionPolicy()  # the head too: the gradients of its chunks would be added up in bfloat16
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     mesh = init_device_mesh(device, (world(),))
     for module in (*layers, model):  # embedding and head stay together in the last one: they may be one tensor
+        policy = mixed if on_gpu and module is not model else whole
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -699,20 +701,23 @@ def stream(model: torch.nn.Module, dtype: torch.dtype):
 def save_model(model: torch.nn.Module, tokenizer, dtype: torch.dtype, path: Path) -> None:
     """The end of a run: the model as a Hugging Face folder, whole or not at all. The model is `dtype` from here on."""
     model.to(dtype)
-    part = path.with_suffix(".part")
-    if rank() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-    if world() == 1:
-        model.save_pretrained(part)
-    else:
+    state = None
+    if world() > 1:
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied tensor has one name
-        if rank() == 0:
-            model.save_pretrained(part, state_dict={name: tensor for name, tensor in whole.items() if name in own})
-    if rank() == 0:
+        state = {name: tensor for name, tensor in whole.items() if name in own}
+    if rank():
+        return
+    part = path.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        model.save_pretrained(part, state_dict=state)
         tokenizer.save_pretrained(part)
-        shutil.rmtree(path, ignore_errors=True)  # of a run that was finished before and got more steps
-        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"cannot write {path} ({error}): make room, then go on with --resume {path.parent}") from error
+    shutil.rmtree(path, ignore_errors=True)  # of a run that was finished before and got more steps
+    part.replace(path)
 
 
 # ---- checkpoints of a training script --------------------------------------------------------------------------------
@@ -801,7 +806,7 @@ class Clock:
         self.last = time.perf_counter()
 
     def __call__(self, phase: str, tokens: int = 0) -> None:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # what was only queued belongs to the phase that queued it
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
@@ -821,7 +826,7 @@ class TokenMeans:
         """One micro-batch: its share of the loss, what to average, and the two log-probs of each token at sampling."""
         if not mask_NT.any():  # a rank out of work
             return
-        gap_NT = (old_logp_NT - engine_logp_NT) * mask_NT
+        gap_NT = (old_logp_NT - engine_logp_NT).double() * mask_NT  # exp(2 gap) of a far one is beyond float32
         self.gap_max = max(self.gap_max, gap_NT.abs().max().item())
         values = {"tokens": mask_NT, **values, "engine/gap_mean": gap_NT.abs(), "engine/k3": gap_NT.expm1() - gap_NT,
                   "weight": gap_NT.exp(), "weight2": (2 * gap_NT).exp()}
@@ -856,15 +861,20 @@ def matmul_rate(device: str) -> float:
     return 2 * n**3 / min(times)
 
 
-def train_flops(model: torch.nn.Module, lengths: list[tuple[int, int]]) -> float:
+def train_flops(model: torch.nn.Module, lengths: list[tuple[int, int]]) -> float | None:
     """Floating-point operations of a forward and a backward pass over rows of (prompt + response, response) tokens.
 
     6 a weight and token, with the head's for responses only, and causal attention; norms and recomputation are not counted.
+    None where that does not fit: mixtures of experts, state spaces, a vision tower.
     """
     backbone = model.base_model if hasattr(model, "base_model") else model.backbone  # of a policy, of a critic
-    weights = sum(module.weight.numel() for module in backbone.modules() if isinstance(module, torch.nn.Linear))
-    head = model.get_output_embeddings().weight.numel() if hasattr(model, "base_model") else 0
+    looked_up = {id(module.weight) for module in backbone.modules() if isinstance(module, torch.nn.Embedding)}
+    matrices = [weight for weight in backbone.parameters() if weight.ndim > 1 and id(weight) not in looked_up]
     config = backbone.config
+    if not hasattr(config, "num_attention_heads") or any(weight.ndim > 2 for weight in matrices):
+        return None
+    weights = sum(weight.numel() for weight in matrices)
+    head = model.get_output_embeddings().weight.numel() if hasattr(model, "base_model") else 0
     width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     attention = 6 * config.num_hidden_layers * width  # of a token and each one that it looks at, half of the row on average
     return float(sum(6 * (weights * n + head * t) + attention * n * n for n, t in lengths))
@@ -873,15 +883,17 @@ def train_flops(model: torch.nn.Module, lengths: list[tuple[int, int]]) -> float
 def speed(clock: Clock, models: list[torch.nn.Module], device: str, rows: list) -> dict[str, float]:
     """Seconds by phase, tokens a second of one process, and MFU: the update's share of the rate of a large matrix product.
 
+    Without MFU where the operations of a model are not known.
     `rows` are those that all processes have trained on, each with its tokens in `prompt` and `response`.
     """
     lengths = [(len(row.prompt) + len(row.response), len(row.response)) for row in rows]
     update = clock.seconds["update"] * world()
+    flops = [train_flops(model, lengths) for model in models]
     return {
         **{f"time/{phase}": seconds for phase, seconds in clock.seconds.items()},
         "perf/rollout_tokens_per_s": clock.tokens["rollout"] / clock.seconds["rollout"],
         "perf/train_tokens_per_s": sum(n for n, _ in lengths) / update,
-        "perf/mfu": sum(train_flops(model, lengths) for model in models) / update / matmul_rate(device),
+        **({} if None in flops else {"perf/mfu": sum(flops) / update / matmul_rate(device)}),
     }
 
 
@@ -1011,8 +1023,9 @@ def tracker(args, run: Path):
         if metrics.get("engine/k3", 0.0) > WIDE_GAP and not warned:
             warned.append(step)
             apart = f"{metrics['engine/gap_mean']:.2g} nats a token apart (engine/k3 {metrics['engine/k3']:.2g} > {WIDE_GAP})"
+            weigh = "--tis-cap corrects up to its cap" if args.tis_cap else "weigh it with --tis-cap 2, in a new run"
             tqdm.write(f"warning: in step {step} the log-probs of sampler and trainer are {apart}, which biases the gradient: "
-                       "weigh it with --tis-cap 2; --sampler transformers shows whether the engine is the cause", sys.stderr)
+                       f"{weigh}; --sampler transformers shows whether the engine is the cause", file=sys.stderr)
         metrics = {key: value if isinstance(value, int) else round(float(value), 6) for key, value in metrics.items()}
         with open(run / "metrics.jsonl", "a") as file:
             file.write(json.dumps(metrics) + "\n")

@@ -300,8 +300,7 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low:
     elif guide_ratio == "sequence":  # value: the product of all ratios; gradient: that times the gradient of each logp
         product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
         ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
-    guided_N1 = guided_N[:, None]
-    return torch.where(guided_N1, -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N1
+    return torch.where(guided_N[:, None], -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N[:, None]
 
 
 def kl_k3(logp_NT, ref_logp_NT):
@@ -337,6 +336,8 @@ def main(args: Args) -> Path:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
     if args.temperature <= 0 or args.keep < 1:
         raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
+    if args.guide_ratio == "sequence" and args.tis_cap:
+        raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single tokens: leave one out")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = evaluate.join_ranks(args.device)
@@ -354,12 +355,13 @@ def main(args: Args) -> Path:
     if args.gradient_checkpointing:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
     parts = {"model": model, "optimizer": optimizer}  # what a checkpoint holds
     start = evaluate.load_checkpoint(run, parts) if args.resume else 0
     sampler = evaluate.Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                                tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
@@ -394,6 +396,7 @@ def main(args: Args) -> Path:
             groups += [group for group in new if not args.filter_rounds or len({row.reward for row in group}) > 1]
         rows = [row for group in groups for row in group]
         sampler.sleep()
+        clock("sync")
 
         # advantage
         for group in groups:

@@ -352,8 +352,7 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low:
     elif guide_ratio == "sequence":  # value: the product of all ratios; gradient: that times the gradient of each logp
         product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
         ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
-    guided_N1 = guided_N[:, None]
-    return torch.where(guided_N1, -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N1
+    return torch.where(guided_N[:, None], -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N[:, None]
 
 
 def explained_variance(values_M, returns_M) -> float:
@@ -398,6 +397,8 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 def main(args: Args) -> Path:
     if args.temperature <= 0 or args.keep < 1:
         raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
+    if args.guide_ratio == "sequence" and args.tis_cap:
+        raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single tokens: leave one out")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = evaluate.join_ranks(args.device)
@@ -418,13 +419,15 @@ def main(args: Args) -> Path:
         model.gradient_checkpointing_enable()
         critic.train()
         critic.backbone.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay,
+                                         fused=device == "cuda")
     parts = {"model": model, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
     start = evaluate.load_checkpoint(run, parts) if args.resume else 0
     sampler = evaluate.Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                                tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
@@ -457,6 +460,7 @@ def main(args: Args) -> Path:
         groups = new
         rows = [row for group in groups for row in group]
         sampler.sleep()
+        clock("sync")
 
         # log-probs under the policies that stand still during the update
         score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
@@ -564,7 +568,7 @@ def main(args: Args) -> Path:
             "critic/value": old_values_NT[valid_NT].mean().item(),
             "critic/return": returns_NT[valid_NT].mean().item(),
             "advantage/mean": raw_NT[valid_NT].mean().item(), "advantage/std": raw_NT[valid_NT].std().item(),
-            **evaluate.speed(clock, [model, critic], device, trained),
+            **evaluate.speed(clock, [critic] if step < args.critic_warmup else [model, critic], device, trained),
         }
         if evaluation and args.eval_every and done % args.eval_every == 0:
             solved = evaluate.curve(evaluation(sampler, min(8, args.eval_n)))

@@ -306,12 +306,13 @@ def main(args: Args) -> Path:
     if args.gradient_checkpointing:
         model.train()  # transformers recomputes in training mode only
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
     parts = {"model": model, "optimizer": optimizer}  # what a checkpoint holds
     start = evaluate.load_checkpoint(run, parts) if args.resume else 0
     sampler = evaluate.Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                                tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
@@ -331,6 +332,7 @@ def main(args: Args) -> Path:
                                  prompts, prompts, args.n, args.temperature, args.max_response, (args.seed, step), clock)
         rows = [row for group in groups for row in group]
         sampler.sleep()
+        clock("sync")
 
         # advantage
         for row, reward in zip(rows, torch.tensor([row.reward for row in rows])):

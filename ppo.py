@@ -387,13 +387,15 @@ def main(args: Args) -> Path:
         model.gradient_checkpointing_enable()
         critic.train()
         critic.backbone.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr, weight_decay=args.weight_decay,
+                                         fused=device == "cuda")
     parts = {"model": model, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
     start = evaluate.load_checkpoint(run, parts) if args.resume else 0
     sampler = evaluate.Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                                tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
     log = evaluate.tracker(args, run)
     print(f"{run}: {len(problems)} problems, {sum(h is not None for h in hinted_prompts)} with a hint, {counts}, step {start}")
 
@@ -417,6 +419,7 @@ def main(args: Args) -> Path:
         groups = new
         rows = [row for group in groups for row in group]
         sampler.sleep()
+        clock("sync")
 
         # log-probs under the policies that stand still during the update
         score = partial(rows_logprobs, temperature=args.temperature, budget=args.micro_tokens, autocast=autocast)
@@ -512,7 +515,7 @@ def main(args: Args) -> Path:
             "critic/value": old_values_NT[valid_NT].mean().item(),
             "critic/return": returns_NT[valid_NT].mean().item(),
             "advantage/mean": raw_NT[valid_NT].mean().item(), "advantage/std": raw_NT[valid_NT].std().item(),
-            **evaluate.speed(clock, [model, critic], device, trained),
+            **evaluate.speed(clock, [critic] if step < args.critic_warmup else [model, critic], device, trained),
         }
         if evaluation and args.eval_every and done % args.eval_every == 0:
             solved = evaluate.curve(evaluation(sampler, min(8, args.eval_n)))

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from grpo import pad, token_logprobs
 
 @dataclass
 class Plan:
-    sizes: tuple[tuple[str, torch.dtype, bool], ...]  # model, its weights, gradient checkpointing
+    updates_of: tuple[tuple[str, torch.dtype, bool, int], ...]  # model, its weights, gradient checkpointing, logits a chunk
     vocabulary: int
     tokens: int  # of a micro-batch
     length: int  # of a row, a quarter of it prompt
@@ -43,29 +44,31 @@ class Plan:
     steps: int  # of the learning run
 
 
-FULL = Plan((("1.5B", torch.float32, True), ("7B", torch.bfloat16, True)), 151_936, 16384, 2048, 4, 64, 512, 100)
-TINY = Plan((("tiny", torch.float32, True), ("tiny", torch.bfloat16, False)), 512, 256, 64, 2, 4, 16, 2)
+FULL = Plan((("1.5B", torch.float32, True, 2**26), ("1.5B", torch.float32, True, 2**28), ("7B", torch.bfloat16, True, 2**26)),
+            151_936, 16384, 2048, 4, 64, 512, 100)
+TINY = Plan((("tiny", torch.float32, True, 2**26), ("tiny", torch.bfloat16, False, 2**14)), 512, 256, 64, 2, 4, 16, 2)
 
 
 def show(what: str, value: str) -> None:
     print(f"| {what} | {value} |", flush=True)
 
 
-def update_speed(plan: Plan, size: str, dtype: torch.dtype, checkpointing: bool, device: str) -> None:
+def update_speed(plan: Plan, size: str, dtype: torch.dtype, checkpointing: bool, chunk: int, device: str) -> None:
     """Whole updates, optimizer included: MFU and peak memory."""
     model = random_model(size, device, dtype, vocab_size=plan.vocabulary)
     if checkpointing:
         model.train()
         model.gradient_checkpointing_enable()
     # float32: master weights and autocast, as in the scripts. bfloat16: all of 7B on one card, which the scripts shard.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and dtype == torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device == "cuda")
+    mixed = device == "cuda" and dtype == torch.float32
+    autocast = torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False)
     n, prompt = plan.tokens // plan.length, plan.length // 4
     ids = rows(n, prompt, plan.length - prompt, plan.vocabulary, device)
     times = []
     for _ in range(1 + plan.updates):  # the first one warms up
         clock = evaluate.Clock()
-        step(token_logprobs, model, ids, autocast)
+        step(partial(token_logprobs, chunk=chunk), model, ids, autocast)
         evaluate.clip_gradient(model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -76,7 +79,7 @@ def update_speed(plan: Plan, size: str, dtype: torch.dtype, checkpointing: bool,
     mfu = flops / seconds / evaluate.matmul_rate(device)
     memory = f", peak {torch.cuda.max_memory_allocated() / MIB / 1024:.1f} GiB" if device == "cuda" else ""
     weights = f"{str(dtype).removeprefix('torch.')} weights" + (", gradient checkpointing" if checkpointing else "")
-    show(f"update of {size}, {weights}, {n} rows of {plan.length} tokens",
+    show(f"update of {size}, {weights}, {n} rows of {plan.length} tokens, 2^{chunk.bit_length() - 1} logits a chunk",
          f"MFU {mfu:.1%}, {n * plan.length / seconds:.0f} tokens/s{memory}")
 
 
@@ -84,6 +87,7 @@ def sampling(plan: Plan, size: str, device: str, backend: str) -> None:
     """Tokens a second of a rollout, and how far its log-probs are from the trainer's."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32, vocab_size=plan.vocabulary)
+        model.base_model.norm.weight.data.fill_(5.0)  # logits as wide as a trained model's, an entropy of a few nats
         model.save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json"):  # for its stop tokens, which random weights hardly ever draw
             shutil.copy(Path(data.EMBEDDED_MODEL) / file, folder)
@@ -98,7 +102,7 @@ def sampling(plan: Plan, size: str, device: str, backend: str) -> None:
     model = model.float()  # the master weights
     some = [(prompt, group[0]) for prompt, group in zip(prompts, groups)][:8]
     ids = pad([prompt for prompt, _ in some], [s.ids for _, s in some], device)
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
         logp_NT, _, mask_NT = token_logprobs(model, *ids, 1.0)
     means = evaluate.TokenMeans()
     engine_NT = torch.zeros_like(logp_NT)
@@ -115,7 +119,9 @@ def learning(plan: Plan, device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         args = f"--steps {plan.steps} --eval-every 0 --sampler transformers --device {device} --run-dir {folder}/run"
         start = time.perf_counter()
-        subprocess.run([sys.executable, "guide_grpo.py", *args.split()], cwd=ROOT, check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "guide_grpo.py", *args.split()], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"guide_grpo.py {args}\n{done.stderr}")
         seconds = time.perf_counter() - start
         lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
         of_steps = sum(value for line in lines for key, value in json.loads(line).items() if key.startswith("time/"))
@@ -137,20 +143,20 @@ def main() -> None:
     print("| what | measured |\n|---|---|")
     precision = "bfloat16" if device == "cuda" else "float32"
     show(f"matrix product, {precision}", f"{evaluate.matmul_rate(device) / 1e12:.2f} TFLOP/s")
-    for size, dtype, checkpointing in plan.sizes:
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        update_speed(plan, size, dtype, checkpointing, device)
-    size = plan.sizes[0][0]
+    size = plan.updates_of[0][0]
     response = 4096 if device == "cuda" else 64
-    (_, chunked, _, mine), (_, naive, _, theirs) = compare(size, 2, 512, response, device, plan.vocabulary)
+    (_, chunked, mine), (_, naive, theirs) = compare(size, 2, 512, response, device, plan.vocabulary)
     show(f"peak of a step over {response} response tokens, {size} with 2 layers",
          f"chunked {chunked / MIB:.0f} MiB, naive {naive / MIB:.0f} MiB, log-probs {(mine - theirs).abs().max():.1e} apart")
     sampling(plan, size, device, "transformers")
     if device == "cuda" and find_spec("vllm"):
         sampling(plan, size, device, "vllm")
     learning(plan, device)
+    for update in plan.updates_of:  # the largest model last: it may not fit
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        update_speed(plan, *update, device)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import grpo
 from data import UserError
-from evaluate import checkpoints, command_line, load_checkpoint, save_checkpoint
+from evaluate import checkpoints, command_line, load_checkpoint, save_checkpoint, save_model
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
 SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
@@ -276,6 +276,22 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
     (tmp_path / "rollouts.jsonl").touch()
     assert load_checkpoint(tmp_path, {"model": model}) == 1
     assert all(torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_final_model_that_cannot_be_written_keeps_the_last_one(tmp_path, model, tokenizer):
+    save_model(model, tokenizer, torch.float32, tmp_path / "final")
+    first = (tmp_path / "final/model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*make room, then go on with --resume"):
+            save_model(model, tokenizer, torch.float32, tmp_path / "final")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+    assert (tmp_path / "final/model.safetensors").read_bytes() == first
 
 
 @pytest.mark.slow
