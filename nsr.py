@@ -84,7 +84,7 @@ class Args:
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # the engine that samples; auto: vllm if there is a GPU for it
     gpu_memory: float = 0.4  # vllm: its share of the GPU, weights and cache
     tensor_parallel: int = 1  # vllm: GPUs an engine
-    sleep_level: Literal[0, 1, 2] = 0  # vllm between rollouts: 0 stays, 1 weights to the host, cache dropped, 2 both dropped
+    sleep_level: Literal[0, 1, 2] = 0  # vllm between rollouts: 0 stays, 2 drops weights and cache, 1 only the cache
     tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap) where the two differ; 0: off, 2 is usual
     seed: int = 0  # of the order of problems and of all sampling
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
