@@ -584,9 +584,11 @@ def make_hints(problems: list[Problem], out: Path, hints, batch: int) -> None:
                     hint = solution_hint(problem.question, problem.solution, problem.answer)
                     counts["fallback"] += 1
                 assert not (hint and problem.domain != "countdown" and leaks(hint, problem)), problem.id
-                counts["hint"] += bool(hint)
-                row = {**asdict(problem), "hint": hint}
-                row["meta"] = {key: value for key, value in problem.meta.items() if key != "hinted_question"}
+                row = asdict(problem)  # with the hint that it came with, where none is made
+                if hint:
+                    row["hint"] = hint
+                    row["meta"].pop("hinted_question", None)
+                counts["hint"] += bool(row["hint"])
                 file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -176,8 +176,9 @@ class VllmSampler(Sampler):
         except ImportError as error:
             raise UserError(f"--sampler vllm: install vllm, or use --sampler transformers ({error})") from error
         if current_platform.device_type != self.device.type:
-            has = f"is built for {current_platform.device_type}" if current_platform.device_type else "finds no device"
-            raise UserError(f"--sampler vllm: the installed vllm {has}, not for {self.device.type}: use --sampler transformers")
+            of = current_platform.device_type
+            has = f"is built for {of}, not for {self.device.type}" if of else "needs a GPU and finds none"
+            raise UserError(f"--sampler vllm: the installed vllm {has}: use --sampler transformers")
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks % self.tensor_parallel:
             raise UserError(f"--tensor-parallel {self.tensor_parallel}: the {ranks} processes do not divide into engines of "
@@ -392,7 +393,14 @@ def load_tokenizer(model_path: str):
 
 
 def pick_device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """cpu or cuda. Raises UserError if it is neither, or if there is no GPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: give auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here, use --device cpu")
+    return device
 
 
 # ---- pass@k ----------------------------------------------------------------------------------------------------------
@@ -682,7 +690,7 @@ def go_on(run: Path) -> str:
     if world() > 1:
         processes = int(os.environ["LOCAL_WORLD_SIZE"])
         machines = f"--nnodes {world() // processes} --rdzv-endpoint HOST:PORT " if world() > processes else ""
-        starter = f"torchrun {machines}--nproc-per-node {processes} --"
+        starter = f"torchrun {machines}--nproc-per-node {processes} --shutdown-timeout 3600 --"
     return f"go on with: {starter} {Path(sys.argv[0]).name} --resume {run}"
 
 
@@ -909,7 +917,10 @@ class Signals:
 
     def _catch(self, number, _) -> None:
         if self.received and world() == 1:
-            sys.exit(1)
+            sys.exit("stopped at once: --resume goes on from the newest checkpoint")
+        if not self.received and rank() == 0:  # print() may be at work already
+            os.write(2, b"\nfinishing this step, then saving\n" if world() > 1 else b"\nfinishing this step, then saving; "
+                        b"once more stops at once and loses what came after the last checkpoint\n")
         self.received.append(number)
 
     def of_any_rank(self) -> int:
@@ -935,6 +946,22 @@ class Terminated(KeyboardInterrupt):
 
 def _terminate(*_):
     raise Terminated
+
+
+def check_ranges(args, greedy: bool = False) -> None:
+    """Raises UserError if an option, of those that `args` has, is out of its range. `greedy`: temperature 0 is in it."""
+    for names, is_right, words in (
+        ("prompts n max_prompt max_response mini_batches micro_tokens eval_problems eval_n keep tensor_parallel",
+         lambda x: x >= 1, "1 or more"),
+        ("steps warmup critic_warmup filter_rounds eval_every save_every seed lr critic_lr weight_decay eps_low eps_high beta "
+         "lam entropy_coef guide_gamma tis_cap eval_temperature" + " temperature" * greedy, lambda x: x >= 0, "0 or more"),
+        ("grad_clip" + " temperature" * (not greedy), lambda x: x > 0, "above 0"),
+        ("gpu_memory", lambda x: 0 < x <= 1, "above 0 and at most 1"),
+        ("gamma guide_threshold", lambda x: 0 <= x <= 1, "from 0 to 1"),
+    ):
+        for name in names.split():
+            if hasattr(args, name) and not is_right(getattr(args, name)):  # not a number is in no range
+                raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it has to be {words}")
 
 
 def command_line(main, Args) -> None:
@@ -1008,6 +1035,8 @@ def tracker(args, run: Path):
     """
     if rank():
         return lambda metrics, rollouts: None
+    if args.track and not find_spec(args.track):
+        raise UserError(f"--track {args.track}: pip install {args.track}, or leave it out")
     if args.track == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
@@ -1098,6 +1127,7 @@ def main() -> None:
         if args.plot:
             plot({"base": base, "trained": trained}, args.plot)
         return
+    check_ranges(args, greedy=True)
     args.device = join_ranks(args.device)
     if not (args.model and args.out):
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")

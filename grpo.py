@@ -300,10 +300,9 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 # ---- main ------------------------------------------------------------------------------------------------------------
 
 def main(args: Args) -> Path:
+    evaluate.check_ranges(args)
     if args.n < 2:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
-    if args.temperature <= 0 or args.keep < 1:
-        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = evaluate.join_ranks(args.device)

@@ -332,10 +332,9 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 # ---- main ------------------------------------------------------------------------------------------------------------
 
 def main(args: Args) -> Path:
+    evaluate.check_ranges(args)
     if args.n < 2:
         raise UserError(f"--n {args.n}: GRPO compares the samples of a prompt with each other, use --n 2 or more")
-    if args.temperature <= 0 or args.keep < 1:
-        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
     if args.guide_ratio == "sequence" and args.tis_cap:
         raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single tokens: leave one out")
     if args.prompts % args.mini_batches:

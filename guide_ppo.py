@@ -395,8 +395,7 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 # ---- main ------------------------------------------------------------------------------------------------------------
 
 def main(args: Args) -> Path:
-    if args.temperature <= 0 or args.keep < 1:
-        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
+    evaluate.check_ranges(args)
     if args.guide_ratio == "sequence" and args.tis_cap:
         raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single tokens: leave one out")
     if args.prompts % args.mini_batches:

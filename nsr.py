@@ -288,8 +288,7 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 # ---- main ------------------------------------------------------------------------------------------------------------
 
 def main(args: Args) -> Path:
-    if args.temperature <= 0 or args.keep < 1:
-        raise UserError(f"--temperature {args.temperature} and --keep {args.keep} must be larger than 0")
+    evaluate.check_ranges(args)
     if args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
     device = evaluate.join_ranks(args.device)

@@ -475,6 +475,12 @@ def test_hinted_rows_load_as_they_were(problem, tmp_path):
     assert load(str(tmp_path / "out.jsonl")) == [data.replace(problem, hint="A hint.")]
 
 
+def test_a_hint_that_came_with_a_row_stays_where_none_is_made(tmp_path, capsys):
+    problem = Problem("a", "What is 2+3?", "5", hint="Count on from 2.", meta={"hinted_question": "Q, and a hint"})
+    data.make_hints([problem], tmp_path / "out.jsonl", data.no_hints, 1)
+    assert load(str(tmp_path / "out.jsonl")) == [problem] and "; 0 without a hint" in capsys.readouterr().out
+
+
 MAKE = """
 import sys, time
 from pathlib import Path

@@ -175,7 +175,7 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
 
     original = module.rollout
     monkeypatch.setattr(module, "rollout", recorded)
-    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay: torch.optim.SGD(params, lr=lr))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay, fused: torch.optim.SGD(params, lr=lr))
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
 
     groups = list(sampled[0])

@@ -60,7 +60,7 @@ def train(script: str, folder: Path, **args) -> Path:
 
 def sgd_cases(folder: Path):
     adamw = torch.optim.AdamW
-    torch.optim.AdamW = lambda params, lr, weight_decay: torch.optim.SGD(params, lr=lr)  # rounding stays as small as it is
+    torch.optim.AdamW = lambda params, lr, weight_decay, fused: torch.optim.SGD(params, lr=lr)  # keeps rounding small
     for name, (script, change) in CASES.items():
         train(script, folder / name, **{**BASE, **change})
     torch.optim.AdamW = adamw
@@ -188,8 +188,9 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     assert process.wait(timeout=120) == 0
     out.seek(0)
     steps = len(metrics(run))
+    torchrun = "torchrun --nproc-per-node 2 --shutdown-timeout 3600 --"
     assert out.read().splitlines()[-1] == (
-        f"stopped by SIGTERM after step {steps}; go on with: torchrun --nproc-per-node 2 -- guide_grpo.py --resume {run}"
+        f"stopped by SIGTERM after step {steps}; go on with: {torchrun} guide_grpo.py --resume {run}"
     )
     assert [path.name for path in evaluate.checkpoints(run)] == [f"step-{steps:06d}"]
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import evaluate
 import grpo
 from data import UserError
 from evaluate import checkpoints, command_line, load_checkpoint, save_checkpoint, save_model
@@ -223,7 +224,13 @@ def finished(tmp_path_factory):
         ({"data": "nothing.jsonl"}, "no such file: nothing.jsonl"),
         ({"data": "{tmp}/columns.jsonl"}, "no problem can be read from the columns ['a', 'b']"),
         ({"data": "{tmp}/golds.jsonl", "template": "plain"}, "do not verify against themselves"),
-        ({"temperature": 0}, "--temperature 0.0 and --keep 2 must be larger than 0"),
+        ({"temperature": 0}, "--temperature 0.0: it has to be above 0"),
+        ({"prompts": 0}, "--prompts 0: it has to be 1 or more"),
+        ({"tis_cap": -1}, "--tis-cap -1.0: it has to be 0 or more"),
+        ({"gpu_memory": 2}, "--gpu-memory 2.0: it has to be above 0 and at most 1"),
+        ({"lr": "nan"}, "--lr nan: it has to be 0 or more"),
+        ({"device": "cuda"}, "--device cuda: torch finds no GPU here"),
+        ({"track": "trackio"}, "--track trackio: pip install trackio"),
         ({"max_response": 2045}, "exceed the model's 2048 positions"),
         ({"n": 1}, "--n 1: GRPO compares the samples of a prompt with each other"),
         ({"max_prompt": 5}, "longer than 5 tokens: raise --max-prompt"),
@@ -247,6 +254,8 @@ def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypa
     if "resume" not in args:
         args = {**SMALL, "run_dir": tmp_path / "run", **args}
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", command("grpo", **args)[1:])
     with pytest.raises(SystemExit) as exit:
         command_line(grpo.main, grpo.Args)

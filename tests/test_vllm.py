@@ -125,7 +125,7 @@ def test_auto_is_vllm_where_a_gpu_and_vllm_are(monkeypatch):
 
 @pytest.mark.skipif(runs_here() or not find_spec("vllm"), reason="needs a vllm that finds no device")
 def test_a_vllm_without_its_device_is_one_clear_line():
-    with pytest.raises(UserError, match="finds no device, not for cpu: use --sampler transformers"):
+    with pytest.raises(UserError, match="needs a GPU and finds none: use --sampler transformers"):
         Sampler(MODEL, "vllm", "cpu")
 
 
