@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
+from grpo import token_logprobs
+from tests.bench_memory import random_model, rows
 
 MODEL = "assets/countdown"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
@@ -146,6 +148,12 @@ def test_the_cases_hold_the_steps_in_which_one_rank_has_no_work(runs):
     assert {1, 0} <= {m["train/rows"] for m in metrics(runs / "two/nsr_of_one_rank")}  # one row: one rank has none at all
 
 
+def test_bfloat16_gradients_are_added_up_in_float32(runs):
+    (head, layer), (head_of_64, layer_of_64) = json.loads((runs / "bfloat16.json").read_text())
+    assert 1e-4 < head < 0.02 and 1e-4 < layer < 0.02
+    assert head_of_64 < 1.1 * head and layer_of_64 < 1.1 * layer
+
+
 @pytest.mark.parametrize("resumed_by", ["one", "two"])
 def test_a_checkpoint_of_two_processes_is_resumed_by(resumed_by, runs):
     whole, half = runs / "resumed/whole", runs / f"resumed/{resumed_by}"
@@ -239,10 +247,33 @@ def full_disk(folder: Path) -> None:
     evaluate.write_json(folder / "full.json", evaluate.gather([said]))
 
 
+def bfloat16(folder: Path) -> None:
+    """Gradients of the head, for one chunk of tokens and for 64, and of a layer: shard's policy for a GPU, run by gloo."""
+    mesh = evaluate.init_device_mesh
+    found = {}
+    for device in ("cpu", "cuda"):
+        evaluate.init_device_mesh = lambda _, shape: mesh("cpu", shape)
+        model = evaluate.shard(random_model("tiny", "cpu", vocab_size=2048), device)
+        model.train()
+        model.gradient_checkpointing_enable()
+        for chunk in (2**26, 2**16):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
+                logp_NT, _, _ = token_logprobs(model, *rows(4, 16, 512, 2048, "cpu"), 1.0, chunk=chunk)
+            logp_NT.sum().backward()
+            both = model.get_output_embeddings().weight, model.base_model.layers[0].mlp.up_proj.weight
+            found[device, chunk] = [weight.grad.full_tensor() for weight in both]
+    evaluate.init_device_mesh = mesh
+    errors = [[((a - b).norm() / b.norm()).item() for a, b in zip(found["cuda", chunk], found["cpu", chunk])] for chunk in
+              (2**26, 2**16)]
+    evaluate.write_json(folder / "bfloat16.json", errors)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     evaluate.join_ranks("cpu")
     full_disk(folder)
+    bfloat16(folder)
     same_samples()
     sgd_cases(folder / "two")
     run_evaluation(folder / "two.json")
