@@ -287,6 +287,21 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
     assert all(torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_second_signal_stops_at_once(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    signals = evaluate.Signals()
+    try:
+        assert signals.of_any_rank() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.of_any_rank() == signal.SIGTERM
+        assert "finishing this step, then saving; once more stops at once" in capfd.readouterr().err
+        with pytest.raises(SystemExit, match="stopped at once"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signals.release()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_final_model_that_cannot_be_written_keeps_the_last_one(tmp_path, model, tokenizer):
     save_model(model, tokenizer, torch.float32, tmp_path / "final")
     first = (tmp_path / "final/model.safetensors").read_bytes()
