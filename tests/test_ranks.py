@@ -264,8 +264,10 @@ def bfloat16(folder: Path) -> None:
             both = model.get_output_embeddings().weight, model.base_model.layers[0].mlp.up_proj.weight
             found[device, chunk] = [weight.grad.full_tensor() for weight in both]
     evaluate.init_device_mesh = mesh
-    errors = [[((a - b).norm() / b.norm()).item() for a, b in zip(found["cuda", chunk], found["cpu", chunk])] for chunk in
-              (2**26, 2**16)]
+    errors = [
+        [((a - b).norm() / b.norm()).item() for a, b in zip(found["cuda", chunk], found["cpu", chunk])]
+        for chunk in (2**26, 2**16)
+    ]
     evaluate.write_json(folder / "bfloat16.json", errors)
 
 

@@ -287,6 +287,13 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
     assert all(torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("script", ["guide_grpo", "guide_ppo"])
+def test_weights_of_tokens_are_refused_where_the_ratio_is_of_the_whole_response(script):
+    module = import_module(script)
+    with pytest.raises(UserError, match="--guide-ratio sequence .* leave one out"):
+        module.main(module.Args(guide_ratio="sequence", tis_cap=2.0))
+
+
 def test_a_second_signal_stops_at_once(capfd):
     before = signal.getsignal(signal.SIGTERM)
     signals = evaluate.Signals()
