@@ -290,7 +290,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
 @pytest.mark.parametrize("script", ["guide_grpo", "guide_ppo"])
 def test_weights_of_tokens_are_refused_where_the_ratio_is_of_the_whole_response(script):
     module = import_module(script)
-    with pytest.raises(UserError, match="--guide-ratio sequence .* leave one out"):
+    with pytest.raises(UserError, match=r"--guide-ratio sequence .* leave one out"):
         module.main(module.Args(guide_ratio="sequence", tis_cap=2.0))
 
 
