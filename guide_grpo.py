@@ -17,7 +17,7 @@ both, and that `naive` (hinted samples taken for plain ones) is neither. `clip` 
 
 Differs from grpo.py by the section *guidance*, guided rows in `policy_loss`, four Args. Differs from the papers:
   - paper: A inside the guided group ("replace"); here: inside the 2 G samples of both groups ("union"), because a guided
-    group that always succeeds then still teaches, and in our study it keeps pass@k far better (docs/results.md);
+    group that always succeeds then still teaches;
   - paper: gamma per response, padding included; here: one gamma a step, over guided tokens, whatever the micro-batches;
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the optimizer
     step divided by their number, because the paper's favours short right answers (`--loss-agg sequence` is the paper's);

@@ -1,6 +1,6 @@
 r"""Guide-PPO: PPO that gives a hint for the prompts it fails, and learns to answer them without.
 
-Paper: the abstract of arXiv 2506.13923 names it, no code exists: this is our derivation.
+Paper: the abstract of arXiv 2506.13923 names it and its code has no script for it: this is our derivation.
 PPO: Schulman et al. 2017 (arXiv 1707.06347); GAE: arXiv 1506.02438; the token rewards are those of RLHF, arXiv 2203.02155.
 
     actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t  min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
