@@ -1,19 +1,19 @@
-"""Make assets/countdown: the tiny base model on which every script of this repository runs on a laptop.
+r"""Make assets/countdown: the tiny base model on which every script of this repository runs on a laptop.
 
     python assets/make_countdown.py            # writes assets/countdown: 26 minutes on 2 busy CPU cores
 
 It is pre-trained on traces of a careless Countdown player, so that it is to Countdown what a base model is to
-mathematics: it knows the moves, its arithmetic is right, it rarely solves a problem at the first try, and it can do
-more than it does unprompted.
+mathematics: it knows the moves, its arithmetic is right, it rarely solves a problem at the first try, and it
+can do more than it does unprompted.
 
-  - The player's taste is skewed: it likes + and -, rarely multiplies, hardly ever divides. Most targets are larger than
-    the sum of the numbers and need a multiplication, so many problems stay unsolved in 8 tries.
-  - It looks ahead at the last move only, and only 60 % of the time. Traces are kept whether or not they succeed.
-  - A quarter of the traces carry a hint in the prompt and follow it; half of those hints are a random legal move, so
-    that the model learns to follow hints, not that hints are right.
+  - The player's taste is skewed: it likes + and -, rarely multiplies, hardly ever divides. Most targets are
+    larger than the sum of the numbers and need a multiplication, so many problems stay unsolved in 8 tries.
+  - It looks ahead at the last move only, and only 60 % of the time. Traces are kept even if they fail.
+  - A quarter of the traces carry a hint in the prompt and follow it; half of those hints are a random legal
+    move, so that the model learns to follow hints, not that hints are right.
 
-Held-out problems (data.load("countdown", split="test")) are never seen. The tokenizer is Qwen2's byte-level one without
-merges, plus one token for each number up to 60 and for each phrase of the prompt: it reads any text, and a Countdown
+Held-out problems (the test split) are never seen. The tokenizer is Qwen2's byte-level one without merges,
+plus one token for each number up to 60 and for each phrase of the prompt: it reads any text, and a Countdown
 prompt takes 10 tokens (15 with the hint), a response 13.
 
 The 256 held-out problems, 256 samples each at temperature 1; 99.8 % of all moves are calculated right:
@@ -22,7 +22,8 @@ The 256 held-out problems, 256 samples each at temperature 1; 99.8 % of all move
     plain     .139   .233   .350   .472   .590   .696   .791   .881   .945
     hinted    .700   .897   .983   .996   .997   .998   .999  1.000  1.000
 
-    python evaluate.py --model assets/countdown --n 256 --temperature 1 --top-p 1 --max-tokens 16 [--hinted] --out base.json
+    python evaluate.py --model assets/countdown --n 256 --temperature 1 --top-p 1 --max-tokens 16 [--hinted] \
+        --out base.json
 """
 
 import argparse
@@ -37,59 +38,62 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.tokenization_utils_base import AddedToken
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data
+from machinery import tasks
 
 TASTE = {"+": 5.0, "-": 4.0, "*": 0.4, "/": 0.2}  # how readily the player picks an operation
 LOOK_AHEAD = 0.6  # probability that it sees a last move which hits the target
 HINTED = 0.25  # share of traces with a hint
 PHRASES = ("Use ", ", ", " to make ", " Hint: start with ")
 CHAT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
 def make_tokenizer():
-    """Bytes (in GPT-2's printable alphabet), three special tokens, numbers of two digits, the prompt's phrases."""
+    """Bytes (in GPT-2's printable alphabet), three special tokens, two-digit numbers, the phrases."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {b: chr(b) for b in printable}
     alphabet |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in alphabet)}
     vocab = {alphabet[b]: b for b in range(256)}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=None, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    end = "<|endoftext|>"
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=None, eos_token=end, pad_token=end)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    words = [*map(str, range(10, data.COUNTDOWN_MAX + 1)), *PHRASES]
+    words = [*map(str, range(10, tasks.COUNTDOWN_MAX + 1)), *PHRASES]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     tokenizer.chat_template = CHAT
     tokenizer.model_max_length = 2048
     return tokenizer
 
 
-def play(problem: data.Problem, rng: random.Random) -> tuple[str, str]:
+def play(problem: dict, rng: random.Random) -> tuple[str, str]:
     """(prompt, response) of one careless game."""
-    numbers = problem.meta["numbers"]
+    numbers, target = problem["meta"]["numbers"], problem["meta"]["target"]
     shown = tuple(rng.sample(numbers, k=len(numbers)))
-    target = problem.meta["target"]
     prompt = f"Use {', '.join(map(str, shown))} to make {target}."
-    moves = data.countdown_moves(shown)
+    moves = tasks.countdown_moves(shown)
 
     def pick(options):
-        return rng.choices(options, weights=[TASTE[next(c for c in move if c in TASTE)] for move, _ in options])[0]
+        weights = [TASTE[next(c for c in move if c in TASTE)] for move, _ in options]
+        return rng.choices(options, weights)[0]
 
     if rng.random() < HINTED:
-        good = [m for m in moves if data.countdown_solutions(m[1], target)]
+        good = [m for m in moves if tasks.countdown_solutions(m[1], target)]
         move, left = rng.choice(good) if good and rng.random() < 0.5 else rng.choice(moves)
         prompt += f" Hint: start with {move.split('=')[0]}."
     else:
-        move, left = pick([m for m in moves if data.countdown_moves(m[1])] or moves)
+        move, left = pick([m for m in moves if tasks.countdown_moves(m[1])] or moves)
     response = move + "\n"
-    if last := data.countdown_moves(left):
+    if last := tasks.countdown_moves(left):
         hits = [m for m in last if m[1] == (target,)]
         response += (rng.choice(hits) if hits and rng.random() < LOOK_AHEAD else pick(last))[0] + "\n"
     return prompt + "\n", response
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--out", default=str(Path(__file__).resolve().parent / "countdown"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=256)
@@ -121,7 +125,7 @@ def main():
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps - 100, eta_min=0.05 * args.lr)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[100])
 
-    problems = data.load("countdown", split="train")
+    problems = tasks.countdown("train")
     start = time.time()
     for step in range(args.steps):
         texts = [play(rng.choice(problems), rng) for _ in range(args.batch)]
@@ -133,7 +137,7 @@ def main():
         for i, (p, r) in enumerate(zip(prompts, responses)):
             ids[i, : len(p) + len(r)] = torch.tensor(p + r)
             labels[i, len(p) : len(p) + len(r)] = torch.tensor(r)
-        # Right padding and a causal mask: what follows the response cannot reach it, so no attention mask is needed.
+        # Right padding and a causal mask: what follows a response cannot reach it. So no attention mask.
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(ids).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -1,7 +1,9 @@
-"""verify.py against other verifiers, on labelled cases and on answers sampled from MATH:  python tests/bench_verify.py
+"""verify.py against other verifiers, on labelled cases and on answers sampled from MATH.
 
-Accuracy, false positives, false negatives and time per case of each; then the speed of batches and of reference answers.
-Needs the data folder ../shared/data beside the repository, or --data FOLDER.
+    python tests/bench_verify.py
+
+Accuracy, false positives, false negatives and time per case of each; then the speed of batches and of
+reference answers. Needs the data folder ../shared/data beside the repository, or --data FOLDER.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from math_verify import LatexExtractionConfig, parse
 from math_verify import verify as equal
 
 from data import Problem, last_box, load
-from verify import Verifier, gold_completion, normalise
+from machinery.answers import normalise
+from verify import Verifier, gold_completion
 
 
 def naive(completion: str, gold: str) -> bool:
@@ -36,7 +39,9 @@ def math_verify_default(completion: str, gold: str) -> bool:
 def math_verify_as_trl(completion: str, gold: str) -> bool:
     """The configuration of TRL's accuracy_reward: strict about the box, units dropped."""
     gold_parsed = parse(f"${gold}$")
-    config = NormalizationConfig(nits=False, malformed_operators=False, basic_latex=True, boxed="all", units=True)
+    config = NormalizationConfig(
+        nits=False, malformed_operators=False, basic_latex=True, boxed="all", units=True
+    )
     extraction = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=config)]
     answer = parse(completion, extraction_config=extraction, extraction_mode="first_match")
     return bool(gold_parsed) and equal(gold_parsed, answer)
@@ -60,8 +65,9 @@ def measure(judge, cases) -> dict:
 
 
 def math_pairs(problems: list[Problem], n: int) -> list[tuple[str, str, bool]]:
-    """`n` completions: half with the gold in the box, half with the answer of another problem. The few golds of other
-    problems that are the same number are left out by their text, so a label of False could in rare cases be a true equality."""
+    """`n` completions: half with the gold in the box, half with the answer of another problem. The few golds
+    of other problems that are the same number are left out by their text, so a label of False could in rare
+    cases be a true equality."""
     rng = random.Random(0)
     pairs = []
     for i, problem in enumerate(rng.sample(problems, n)):
@@ -93,25 +99,32 @@ def main() -> None:
         f"MATH pairs ({len(pairs)})": pairs,
     }
     with Verifier(args.workers) as verifier:
-        verifier.score([r"\boxed{1+x}"] * 2, [Problem("a", "", "x+1"), Problem("b", "", "x+2")])  # the workers are there
+        # The workers start here.
+        verifier.score([r"\boxed{1+x}"] * 2, [Problem("a", "", "x+1"), Problem("b", "", "x+2")])
+
+        def ours(completion: str, gold: str) -> bool:
+            return verifier.score([completion], [Problem("p", "", gold)])[0].correct
+
         judges = {
-            "verify.py": lambda completion, gold: verifier.score([completion], [Problem("p", "", gold)])[0].correct,
+            "verify.py": ours,
             "math_verify, default": math_verify_default,
             "math_verify as in TRL": math_verify_as_trl,
             "equal normalised strings": naive,
         }
         for name, cases in sets.items():
-            print(f"\n| {name} | accuracy | false positives | false negatives | median ms | p99 ms |\n|" + 6 * "---|")
+            print(f"\n| {name} | accuracy | false positives | false negatives | median ms | p99 ms |")
+            print("|" + 6 * "---|")
             for label, judge in judges.items():
                 m = measure(judge, cases)
-                print(f"| {label} | {m['accuracy']:.3f} | {m['fp']} | {m['fn']} | {m['median']:.2f} | {m['p99']:.1f} |")
+                counts = f"{m['accuracy']:.3f} | {m['fp']} | {m['fn']}"
+                print(f"| {label} | {counts} | {m['median']:.2f} | {m['p99']:.1f} |")
         batch = pairs[:1024]
         golds = [Problem("p", "", gold) for _, gold, _ in batch]
-        ours = seconds(lambda: verifier.score([completion for completion, _, _ in batch], golds))
+        own = seconds(lambda: verifier.score([completion for completion, _, _ in batch], golds))
         theirs = seconds(lambda: [math_verify_default(completion, gold) for completion, gold, _ in batch])
         self_check = seconds(lambda: verifier.score([gold_completion(p) for p in problems], problems))
-    print(f"\n- a batch of {len(batch)} completions, half of them right, {args.workers} workers: {ours:.2f} s; "
-          f"math_verify in one process {theirs:.2f} s: {theirs / ours:.1f} times as long")
+    print(f"\n- a batch of {len(batch)} completions, half of them right, {args.workers} workers: "
+          f"{own:.2f} s; math_verify in one process {theirs:.2f} s: {theirs / own:.1f} times as long")
     print(f"- {len(problems)} reference answers of MATH against their own box: {self_check:.2f} s")
 
 

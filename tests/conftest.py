@@ -4,6 +4,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test looks anything up
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread is no faster, and far slower on a busy machine
 
+import machinery  # isort: skip  # noqa: F401  as every entry point, before torch loads
+
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,3 +20,12 @@ def tokenizer():
 @pytest.fixture
 def model():
     return AutoModelForCausalLM.from_pretrained(MODEL)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request, monkeypatch):
+    """curves.png is a third of a short run's time: drawn only where a test looks at it, and by started scripts."""
+    if "draws" not in request.keywords:
+        import evaluate
+
+        monkeypatch.setattr(evaluate, "plot", lambda *args: None)

@@ -15,19 +15,22 @@ from pathlib import Path
 import pytest
 
 import data
-import verify
 from data import Problem
+from machinery import sandbox
 from verify import Verifier, gold_completion
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
 FIB = "assert fib(0) == 0\nassert fib(1) == 1\nassert fib(10) == 55\nassert fib(30) == 832040"
 NAP = 90_000 + os.getpid()  # seconds that a left-behind process sleeps: known as one of this run
+ASKED = subprocess.run([sys.executable, "-I", sandbox.__file__], capture_output=True, text=True, check=True)
+NAMESPACES = ASKED.stdout in ("root\n", "user\n")
 GOOD = "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"
 
 
 def code(tests: dict | str) -> Problem:
-    return Problem("p", "Q", "", "code", meta={"tests": {"type": "assert", "code": tests} if isinstance(tests, str) else tests})
+    tests = {"type": "assert", "code": tests} if isinstance(tests, str) else tests
+    return Problem("p", "Q", "", "code", meta={"tests": tests})
 
 
 def fenced(program: str) -> str:
@@ -54,6 +57,13 @@ def verifier(temporary_folder):
         yield verifier
 
 
+@pytest.fixture(scope="module")
+def hasty(temporary_folder):
+    """For programs that sleep or spin until they are ended: 1 s of CPU time in place of 5."""
+    with Verifier(workers=3, code_seconds=1) as verifier:
+        yield verifier
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(temporary_folder):
     """No process and no folder of a program is left after a test. Workers stay until the module ends."""
@@ -66,11 +76,12 @@ def nothing_left(temporary_folder):
 
 
 def processes() -> list[str]:
-    """Command lines of the sandboxes under this process, and of what a program of these tests has started anywhere."""
+    """Command lines of the sandboxes under this process, and of what programs of the tests have started."""
     commands, parents = {}, {}
     for folder in glob.glob("/proc/[0-9]*"):
         try:
-            commands[int(folder[6:])] = Path(f"{folder}/cmdline").read_text(errors="replace").replace("\0", " ")
+            command = Path(f"{folder}/cmdline").read_text(errors="replace")
+            commands[int(folder[6:])] = command.replace("\0", " ")
             parents[int(folder[6:])] = int(Path(f"{folder}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
@@ -78,14 +89,15 @@ def processes() -> list[str]:
     def ours(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and ours(parents[pid]))
 
-    return [c[:100] for pid, c in commands.items() if ("def jail(" in c and ours(pid)) or f"sleep {NAP}" in c]
+    left = [c for pid, c in commands.items() if ("def jail(" in c and ours(pid)) or f"sleep {NAP}" in c]
+    return [c[:100] for c in left]
 
 
 def whys(verifier, *pairs) -> list[str]:
     return [v.why for v in verifier.score([c for c, _ in pairs], [code(t) for _, t in pairs])]
 
 
-# ---- programs that are right or wrong --------------------------------------------------------------------------------
+# ---- programs that are right or wrong ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("program, tests, why", [
     (GOOD, FIB, "right"),
@@ -103,37 +115,44 @@ def whys(verifier, *pairs) -> list[str]:
     ("def f(x): return frozenset([1])", "assert f(1) == {1} and isinstance(f(1), frozenset)", "right"),
     ("def f(x): return {1: [2], 'a': (None, True)}", "assert f(1) == {1: [2], 'a': (None, True)}", "right"),
     ("def f(x): return b'a' + x", "assert f(b'b') == b'ab'", "right"),
-    ("def f(x): return x * 2", "assert f('½\\n') == '½\\n½\\n' and f(1j) == 2j and f([1]) == [1, 1]", "right"),
+    ("def f(x): return x * 2", "assert f('½\\n') == '½\\n½\\n' and f(1j) == 2j and f([1]) == [1, 1]",
+     "right"),
     ("def f(x): return 3 ** x", "assert f(9000) == 3 ** 9000", "right"),
     ("def f(x): return (i for i in range(x))", "assert list(f(3)) == [0, 1, 2]", "right"),
     ("def f(x): return (i for i in range(x))", "assert f(3) == [0, 1, 2]", "wrong"),
-    ("import itertools\ndef f(): return itertools.count()", "g = f()\nassert [next(g), next(g)] == [0, 1]", "right"),
+    ("import itertools\ndef f(): return itertools.count()", "g = f()\nassert [next(g), next(g)] == [0, 1]",
+     "right"),
     ("from collections import Counter\nf = Counter", "assert f('aab') == {'a': 2, 'b': 1}", "right"),
     ("from collections import deque\ndef f(): return deque([1])", "from collections import deque\n"
-    "assert f() == deque([1])", "right"),
+     "assert f() == deque([1])", "right"),
     ("def f(a, *, b=2): return a + b", "assert f(1) == 3 and f(1, b=5) == 6", "right"),
-    ("def f(x): return x[0]", "try:\n    f([])\nexcept IndexError:\n    pass\nelse:\n    assert False", "right"),
+    ("def f(x): return x[0]", "try:\n    f([])\nexcept IndexError:\n    pass\nelse:\n    assert False",
+     "right"),
     ("def f(x): return 1", "try:\n    f([])\nexcept IndexError:\n    pass\nelse:\n    assert False", "wrong"),
     ("N = 3", "assert N == 3", "right"),
     ("class S:\n    def __init__(self): self.v = []\n    def push(self, x): self.v.append(x)\n"
-    "    def pop(self): return self.v.pop()",
+     "    def pop(self): return self.v.pop()",
      "s = S()\ns.push(1)\ns.push(2)\nassert s.pop() == 2 and s.v == [1]", "right"),
     ("class S:\n    def pop(self): return 1", "s = S()\nassert s.pop() == 2", "wrong"),
     ("class P:\n    pass\ndef f(): return P()\ndef g(p): return isinstance(p, P)", "assert g(f())", "right"),
-    ("def f(x):\n    return sorted(x)", "import random\nfor n in range(20):\n    x = [random.random() for _ in range(n)]\n"
+    ("def f(x):\n    return sorted(x)", "import random\nfor n in range(20):\n"
+     "    x = [random.random() for _ in range(n)]\n"
      "    assert f(x) == sorted(x)", "right"),
-    ("import threading, time\nt = threading.Thread(target=time.sleep, args=(98,))\nt.start()\ndef f(): return 1",
+    ("import threading, time\nt = threading.Thread(target=time.sleep, args=(98,))\nt.start()\n"
+     "def f(): return 1",
      "assert f() == 1", "right"),
     ("print('x' * 100)\ndef f():\n    print('y')\n    return 1", "assert f() == 1", "right"),
     ("import sys\ndef f():\n    sys.stdout = None\n    sys.stdin = None\n"
-    "    return 1", "assert f() == 1 and f() == 1", "right"),
+     "    return 1", "assert f() == 1 and f() == 1", "right"),
     ("def f(x): return __name__", "assert f(1) != '__main__'", "right"),
     ("if __name__ == '__main__':\n    1 / 0\ndef f(): return 1", "assert f() == 1", "right"),
     ("def f(x): return object()", "assert f(1) == 5", "wrong"),
-    ("def sum(a, b): return a - b", {"type": "assert", "code": "assert sum(3, 2) == 1", "entry_point": "sum"}, "right"),
+    ("def sum(a, b): return a - b", {"type": "assert", "code": "assert sum(3, 2) == 1", "entry_point": "sum"},
+     "right"),
     ("print(int(input()) + 1)", stdio(("1\n", "2\n"), ("5", "6")), "right"),
     ("print(int(input()) + 1)", stdio(("1\n", "2\n"), ("5", "7")), "wrong"),
-    ("import sys\nfor line in sys.stdin: print(line.strip() + '  ')\nprint()\nprint()", stdio(("a\nb\n", "a\nb")), "right"),
+    ("import sys\nfor line in sys.stdin: print(line.strip() + '  ')\nprint()\nprint()",
+     stdio(("a\nb\n", "a\nb")), "right"),
     ("print('a\\r\\nb', end='\\r\\n')", stdio(("", "a\nb\n")), "right"),
     ("print('a\\nb')", stdio(("", "a\r\nb\r\n")), "right"),
     ("print('a\\n\\nb')", stdio(("", "a\nb\n")), "wrong"),
@@ -154,16 +173,21 @@ def test_program(program, tests, why, verifier):
 @pytest.mark.parametrize("completion, why", [
     ("no block", "no answer"), ("```python\n" + GOOD, "no answer"), ("```\n" + GOOD + "```", "right"),
     ("```python\r\n" + GOOD.replace("\n", "\r\n") + "```", "right"), (fenced("x") + fenced(GOOD), "right"),
-    (fenced(GOOD) + fenced("def fib(n): return n"), "wrong"), ("```py\n" + GOOD + "```\n" + "word " * 1000, "right"),
-    ("`" * 200_000, "no answer"), ("``` \n" * 50_001, "wrong"), ("\ud800" + fenced(GOOD), "right"), (fenced("\ud800"), "wrong"),
+    (fenced(GOOD) + fenced("def fib(n): return n"), "wrong"),
+    ("```py\n" + GOOD + "```\n" + "word " * 1000, "right"),
+    ("`" * 200_000, "no answer"), ("``` \n" * 50_001, "wrong"), ("\ud800" + fenced(GOOD), "right"),
+    (fenced("\ud800"), "wrong"),
 ])
 def test_the_last_block_is_the_program(completion, why, verifier):
     assert whys(verifier, (completion, FIB)) == [why]
 
 
-# ---- programs that want the reward without the work ------------------------------------------------------------------
+# ---- programs that want the reward without the work --------------------------------------------------------
 
-ALWAYS = "class A(int):\n    def __eq__(self, o): return True\n    __ne__ = lambda s, o: False\n    __hash__ = int.__hash__\n"
+ALWAYS = (
+    "class A(int):\n    def __eq__(self, o): return True\n    __ne__ = lambda s, o: False\n"
+    "    __hash__ = int.__hash__\n"
+)
 HOSTILE = {
     "sys.exit": "import sys\nsys.exit(0)",
     "exit in the call": "import sys\ndef fib(n): sys.exit(0)",
@@ -171,56 +195,70 @@ HOSTILE = {
     "os._exit in the call": "import os\ndef fib(n): os._exit(0)",
     "equal to all": ALWAYS + "def fib(n): return A(0)",
     "equal to all, no int": "class A:\n    def __eq__(self, o): return True\ndef fib(n): return A()",
-    "equal to all in a list": ALWAYS + "class L(list):\n    def __eq__(self, o): return True\ndef fib(n): return L([A(1)])",
-    "lying repr": "class R:\n    def __repr__(self): return '0'\n    __str__ = __repr__\ndef fib(n): return R()",
+    "equal to all in a list": ALWAYS + "class L(list):\n    def __eq__(self, o): return True\n"
+        "def fib(n): return L([A(1)])",
+    "lying repr": "class R:\n    def __repr__(self): return '0'\n    __str__ = __repr__\n"
+        "def fib(n): return R()",
     "raises AssertionError": "def fib(n): raise AssertionError",
     "raises StopIteration": "def fib(n): raise StopIteration",
     "raises SystemExit": "def fib(n): raise SystemExit(0)",
     "raises KeyboardInterrupt": "def fib(n): raise KeyboardInterrupt",
     "own exception class": "class E(BaseException): pass\ndef fib(n): raise E",
     "patched builtins": "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.abs = lambda x: 0\n"
-    "def fib(n): return 1",
-    "patched json": "import json\njson.dumps = lambda *a, **k: '{\"value\": {\"int\": \"0x0\"}}'\ndef fib(n): return 1",
+        "def fib(n): return 1",
+    "patched json": "import json\njson.dumps = lambda *a, **k: '{\"value\": {\"int\": \"0x0\"}}'\n"
+        "def fib(n): return 1",
     "patched print": "import builtins\nbuiltins.print = lambda *a, **k: None\ndef fib(n): return 1",
-    "pass markers": "print('right')\nprint('ALL TESTS PASSED')\nprint('1')\nprint('ready')\ndef fib(n): return -1",
+    "pass markers": "print('right')\nprint('ALL TESTS PASSED')\nprint('1')\nprint('ready')\n"
+        "def fib(n): return -1",
     "replies without being asked": "import os\nfor fd in range(1, 64):\n"
-    "    try: os.write(fd, b'{\"value\": {\"int\": \"0x0\"}}\\n' * 9)\n"
-                                   "    except OSError: pass\ndef fib(n): return 0",
-    "right to every descriptor": "import os\nfor fd in range(1, 64):\n    try: os.write(fd, b'right\\n' * 9)\n"
-    "    except OSError: pass",
-    "frames": "import sys\ndef fib(n):\n    f = sys._getframe()\n    while f:\n        for k, v in list(f.f_globals.items()):\n"
-              "            if 'verdict' in k: f.f_globals[k] = True\n        f = f.f_back\n    return 5",
+        "    try: os.write(fd, b'{\"value\": {\"int\": \"0x0\"}}\\n' * 9)\n"
+        "    except OSError: pass\ndef fib(n): return 0",
+    "right to every descriptor": "import os\nfor fd in range(1, 64):\n"
+        "    try: os.write(fd, b'right\\n' * 9)\n"
+        "    except OSError: pass",
+    "frames": "import sys\ndef fib(n):\n    f = sys._getframe()\n    while f:\n"
+        "        for k, v in list(f.f_globals.items()):\n"
+        "            if 'verdict' in k: f.f_globals[k] = True\n        f = f.f_back\n    return 5",
     "main module": "import __main__, sys\nfor m in list(sys.modules.values()):\n    for k in list(vars(m)):\n"
-                   "        if k in ('right', 'verdict', 'encode'): setattr(m, k, lambda *a: True)\ndef fib(n): return 1",
-    "reads its own files": "import glob\ntexts = [open(f).read() for f in glob.glob('**/*', recursive=True)[:500]]\n"
-                           "def fib(n):\n    import re\n    for t in texts:\n"
-                           "        m = re.search(r'fib\\(%d\\) == (\\d+)' % n, t)\n"
-                           "        if m: return int(m[1])\n    return -1",
+        "        if k in ('right', 'verdict', 'encode'): setattr(m, k, lambda *a: True)\n"
+        "def fib(n): return 1",
+    "reads its own files": "import glob, itertools, os, re\ntexts = []\n"
+        "for f in itertools.islice(glob.iglob('**/*', recursive=True), 500):\n"
+        "    try:\n"
+        "        if os.path.isfile(f): texts.append(open(f, errors='replace').read(10**5))\n"
+        "    except OSError: pass\n"
+        "def fib(n):\n    for t in texts:\n"
+        "        m = re.search(r'fib\\(%d\\) == (\\d+)' % n, t)\n"
+        "        if m: return int(m[1])\n    return -1",
     "reads /proc": "import glob, re\ndef fib(n):\n"
-    "    for f in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline'):\n"
-                   "        try: m = re.search(rb'fib\\(%d\\) == (\\d+)' % n, open(f, 'rb').read())\n"
-                   "        except OSError: continue\n"
-                   "        if m: return int(m[1])\n    return -1",
-    "reads memory": "import os, re\ndef fib(n):\n    for p in (os.getppid(), 1, os.getpid() - 1):\n        try:\n"
-                    "            for line in open(f'/proc/{p}/maps'):\n"
-                    "                a, b = (int(x, 16) for x in line.split()[0].split('-'))\n"
-                    "                if '[heap]' in line:\n                    m = open(f'/proc/{p}/mem', 'rb')\n"
-                    "                    m.seek(a)\n"
-                    "                    m = re.search(rb'fib\\(%d\\) == (\\d+)' % n, m.read(b - a))\n"
-                    "                    if m: return int(m[1])\n"
-                    "        except OSError: pass\n    return -1",
+        "    for f in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline'):\n"
+        "        try: m = re.search(rb'fib\\(%d\\) == (\\d+)' % n, open(f, 'rb').read())\n"
+        "        except OSError: continue\n"
+        "        if m: return int(m[1])\n    return -1",
+    "reads memory": "import os, re\ndef fib(n):\n    for p in (os.getppid(), 1, os.getpid() - 1):\n"
+        "        try:\n"
+        "            for line in open(f'/proc/{p}/maps'):\n"
+        "                a, b = (int(x, 16) for x in line.split()[0].split('-'))\n"
+        "                if '[heap]' in line:\n"
+        "                    m = open(f'/proc/{p}/mem', 'rb')\n"
+        "                    m.seek(a)\n"
+        "                    m = re.search(rb'fib\\(%d\\) == (\\d+)' % n, m.read(b - a))\n"
+        "                    if m: return int(m[1])\n"
+        "        except OSError: pass\n    return -1",
     "gc": "import gc\ndef fib(n):\n    for o in gc.get_objects():\n"
-    "        if isinstance(o, dict) and 'expected' in o: return o['expected']\n",
+        "        if isinstance(o, dict) and 'expected' in o: return o['expected']\n",
     "kills the parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef fib(n): return 1",
-    "kills all": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\ndef fib(n): return 1",
+    "kills all": "import os, signal\ntry: os.kill(-1, signal.SIGKILL)\nexcept OSError: pass\n"
+        "def fib(n): return 1",
     "closes descriptors": "import os\nos.closerange(0, 64)\ndef fib(n): return 1",
     "infinite loop": "def fib(n):\n    while True: pass",
     "infinite loop at import": "while True: pass",
     "swallows all": "def fib(n):\n    while True:\n        try:\n            while True: pass\n"
-    "        except BaseException: pass",
+        "        except BaseException: pass",
     "ignores signals": "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
-    "    except (OSError, ValueError): pass\n"
-                       "while True: pass",
+        "    except (OSError, ValueError): pass\n"
+        "while True: pass",
     "sleeps": "import time\ntime.sleep(98)",
     "recursion": "def fib(n): return fib(n + 1)",
     "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef fib(n): return fib(n + 1)",
@@ -231,18 +269,19 @@ HOSTILE = {
     "large result": "def fib(n): return 'x' * 10**8",
     "flood": "import sys\nwhile True: print('x' * 10**6)",
     "flood of the channel": "import os\ndef fib(n):\n    while True:\n        for fd in range(3, 64):\n"
-    "            try: os.write(fd, b'x' * 10**6)\n"
-                            "            except OSError: pass",
+        "            try: os.write(fd, b'x' * 10**6)\n"
+        "            except OSError: pass",
     "flood of stderr": "import sys\nwhile True: sys.stderr.write('x' * 10**6)",
     "fills the disk": "n = 0\nwhile True:\n    n += 1\n    open(f'f{n}', 'wb').write(b'x' * 10**6)",
-    "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "threads": "import threading, time\nwhile True:\n"
-    "    try: threading.Thread(target=time.sleep, args=(98,)).start()\n    except RuntimeError: break\n"
-               "def fib(n): return 1",
-    "children": "import subprocess\nfor _ in range(5): subprocess.Popen(['sleep', 'NAP'])\ndef fib(n): return 1",
+        "    try: threading.Thread(target=time.sleep, args=(98,)).start()\n    except RuntimeError: break\n"
+        "def fib(n): return 1",
+    "children": "import subprocess\nfor _ in range(5): subprocess.Popen(['sleep', 'NAP'])\n"
+        "def fib(n): return 1",
     "daemon": "import os, subprocess\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-    "        subprocess.Popen(['sleep', 'NAP'],"
-              " start_new_session=True)\n        os.execvp('sleep', ['sleep', 'NAP'])\n    os._exit(0)\ndef fib(n): return 1",
+        "        subprocess.Popen(['sleep', 'NAP'],"
+        " start_new_session=True)\n        os.execvp('sleep', ['sleep', 'NAP'])\n    os._exit(0)\n"
+        "def fib(n): return 1",
     "null bytes": "def fib(n): return '\\0'\n\0",
     "bad encoding": "# -*- coding: nonsense -*-\ndef fib(n): return 1",
     "lambda": "fib = lambda n: lambda: 0",
@@ -252,15 +291,23 @@ HOSTILE = {
     "complex": "def fib(n): return complex('nan')",
     "module that is not there": "import no_such_module\ndef fib(n): return 0",
 }  # fmt: skip
+if not NAMESPACES:  # then nothing keeps it from ending every process of the user
+    del HOSTILE["kills all"]
+SLOW = {  # what sleeps or spins until it is ended
+    "patched print", "infinite loop", "infinite loop at import", "swallows all", "ignores signals", "sleeps",
+    "flood", "flood of stderr",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def attacks(temporary_folder):
-    """Every attack in one batch, each with a good program after it."""
-    with Verifier(workers=3) as verifier:
-        programs = [fenced(program) for attack in HOSTILE.values() for program in (attack, GOOD)]
-        verdicts = verifier.score(programs, [code(FIB)] * len(programs))
-    return dict(zip(HOSTILE, zip(verdicts[::2], verdicts[1::2])))
+def attacks(verifier, hasty):
+    """The attacks in two batches, each with a good program of its own after it: equal programs run once."""
+    verdicts = {}
+    for judge, names in ((verifier, [n for n in HOSTILE if n not in SLOW]), (hasty, sorted(SLOW))):
+        programs = [fenced(p) for name in names for p in (HOSTILE[name], f"{GOOD}# {name}")]
+        judged = judge.score(programs, [code(FIB)] * len(programs))
+        verdicts |= dict(zip(names, zip(judged[::2], judged[1::2])))
+    return verdicts
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
@@ -269,41 +316,71 @@ def test_attack(attack, attacks):
     assert bad.why in ("wrong", "timeout") and good.why == "right"
 
 
+def test_fork_bomb(hasty):
+    """Alone: it slows down what runs beside it."""
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    assert whys(hasty, (fenced(bomb), FIB)) in (["wrong"], ["timeout"])
+    assert whys(hasty, (fenced(f"{GOOD}# fork bomb"), FIB)) == ["right"]
+
+
 @pytest.mark.parametrize("program, why", [
     ("import sys\nprint(1)\nsys.exit(3)", "wrong"), ("import os\nos.write(1, b'1\\n')\nos._exit(0)", "right"),
-    ("while True: print(1)", "wrong"), ("print(1, flush=True)\nwhile True: pass", "timeout"), ("import time\n"
-    "print(1)\ntime.sleep(98)", "timeout"),
-    ("import subprocess\nprint(1, flush=True)\nsubprocess.Popen(['sleep', 'NAP'], start_new_session=True)", "right"),
-    ("import threading, time\nprint(1, flush=True)\nthreading.Thread(target=time.sleep, args=(98,)).start()", "timeout"),
-    ("import sys\nprint(open('/proc/self/fd/0').read())", "wrong"), ("import sys\nsys.stdout.close()", "wrong"),
+    ("while True: print(1)", "wrong"),
+    ("import subprocess\nprint(1, flush=True)\nsubprocess.Popen(['sleep', 'NAP'], start_new_session=True)",
+     "right"),
+    ("import sys\nprint(open('/proc/self/fd/0').read())", "wrong"),
+    ("import sys\nsys.stdout.close()", "wrong"),
 ])
 def test_attack_on_standard_output(program, why, verifier):
     assert whys(verifier, (fenced(program), stdio(("", "1\n")))) == [why]
 
 
+def test_a_right_line_does_not_help_what_does_not_end(hasty):
+    programs = [
+        "print(1, flush=True)\nwhile True: pass",
+        "import time\nprint(1)\ntime.sleep(98)",
+        "import threading, time\nprint(1, flush=True)\n"
+            "threading.Thread(target=time.sleep, args=(98,)).start()",
+    ]
+    assert whys(hasty, *((fenced(p), stdio(("", "1\n"))) for p in programs)) == ["timeout"] * 3
+
+
+def test_a_program_has_5_seconds_unless_told_otherwise(verifier):
+    spin = "import time\nwhile time.process_time() < {}: pass\nprint(1)"
+    pairs = [(fenced(spin.format(seconds)), stdio(("", "1\n"))) for seconds in (3, 98)]
+    start = time.monotonic()
+    assert whys(verifier, *pairs) == ["right", "timeout"]
+    assert time.monotonic() - start >= 5
+
+
 def test_a_program_that_knows_the_worker_cannot_answer_for_it(verifier):
-    program = "import glob\nfor f in glob.glob('/proc/[0-9]*/fd/*'):\n    try: open(f, 'w').write('right\\n' * 9)\n"
-    "    except OSError: pass\n"
-    assert whys(verifier, (fenced(program + "def fib(n): return 1"), FIB),
-    (fenced("def fib(n): return 1"), FIB)) == ["wrong"] * 2
+    one = "def fib(n): return 1"
+    program = (
+        "import glob\nfor f in glob.glob('/proc/[0-9]*/fd/*'):\n    try: open(f, 'w').write('right\\n' * 9)\n"
+        "    except OSError: pass\n"
+    )
+    assert whys(verifier, (fenced(program + one), FIB), (fenced(one), FIB)) == ["wrong"] * 2
 
 
-# ---- isolation -------------------------------------------------------------------------------------------------------
+# ---- isolation ---------------------------------------------------------------------------------------------
 
-SANDBOX = subprocess.run([sys.executable, ROOT / "verify.py", "--sandbox"], capture_output=True, text=True).stdout.strip()
-jailed = pytest.mark.skipif(SANDBOX == "rlimits", reason="this machine lends no namespaces")
+jailed = pytest.mark.skipif(not NAMESPACES, reason="this machine lends no namespaces")
 
 
 @jailed
 @pytest.mark.parametrize("program", [
     "import os\ndef f(): return os.listdir('/home') if os.path.exists('/home') else []",
-    f"import os\ndef f(): return [p for p in ({str(ROOT / 'verify.py')!r}, {str(SHARED)!r}) if os.path.exists(p)]",
+    "import os\n"
+        f"def f(): return [p for p in ({str(ROOT / 'verify.py')!r}, {str(SHARED)!r}) if os.path.exists(p)]",
     "import os\ndef f(): return [p for p in os.listdir('/proc') if p.isdigit() and int(p) > 3]",
-    "import os\ndef f(): return [k for k in os.environ if k not in ('PATH', 'HOME', 'LANG') and '_' not in k]",
-    "import os\ndef f():\n    try: open('/usr/lib/written', 'w')\n    except OSError: return []\n    return ['written']",
+    "import os\n"
+        "def f(): return [k for k in os.environ if k not in ('PATH', 'HOME', 'LANG') and '_' not in k]",
+    "import os\ndef f():\n    try: open('/usr/lib/written', 'w')\n    except OSError: return []\n"
+        "    return ['written']",
     "import ctypes, os\ndef f():\n    libc = ctypes.CDLL(None)\n"
-    "    done = [libc.mount(b'none', b'/usr', None, 4096 | 32, None), libc.umount2(b'/usr', 2),"
-    " libc.mount(b'none', b'/', b'tmpfs', 0, None), libc.chroot(b'/usr')]\n    return [d for d in done if d == 0]",
+        "    done = [libc.mount(b'none', b'/usr', None, 4096 | 32, None), libc.umount2(b'/usr', 2),"
+        " libc.mount(b'none', b'/', b'tmpfs', 0, None), libc.chroot(b'/usr')]\n"
+        "    return [d for d in done if d == 0]",
     "import os\ndef f():\n    try: os.setuid(1)\n    except OSError: return []\n    return ['user']",
 ])
 def test_a_program_sees_and_changes_nothing_else(program, verifier):
@@ -316,22 +393,26 @@ def test_no_network(verifier):
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
-        program = (f"import socket\ndef f():\n    try: socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1)\n"
-                   "    except OSError: return 'none'\n    return 'network'")
+        address = server.getsockname()[:2]
+        program = (
+            f"import socket\ndef f():\n    try: socket.create_connection({address}, 1)\n"
+            "    except OSError: return 'none'\n    return 'network'"
+        )
         assert whys(verifier, (fenced(program), "assert f() == 'none'")) == ["right"]
         with pytest.raises(TimeoutError):
             server.accept()
 
 
 def test_files_of_a_program_are_its_own(verifier):
-    write = "open('here', 'w').write('1')\nimport tempfile\ntempfile.mkdtemp()\ndef f(): return open('here').read()"
+    write = "open('here', 'w').write('1')\nimport tempfile\ntempfile.mkdtemp()\n"
+    write += "def f(): return open('here').read()"
     assert whys(verifier, (fenced(write), "assert f() == '1'")) == ["right"]
     again = "import os\ndef f(): return os.path.exists('here')"
     assert whys(verifier, (fenced(again), "assert f() is False")) == ["right"]
 
 
 def test_other_children_of_the_trainer_live_on():
-    verify.report_sandbox.cache_clear()
+    sandbox.report_sandbox.cache_clear()
     bystander = subprocess.Popen(["sleep", "1000"])
     with Verifier(workers=1) as verifier:
         assert whys(verifier, (fenced(GOOD), FIB), (fenced(HOSTILE["daemon"]), FIB)) == ["right", "wrong"]
@@ -343,9 +424,11 @@ def test_other_children_of_the_trainer_live_on():
 def test_without_namespaces(monkeypatch):
     """The fallback judges the same; what it cannot do is hide files and the network."""
     monkeypatch.setenv("PATH", "/nowhere")
-    with Verifier(workers=1) as verifier:
-        names = ["sys.exit", "equal to all", "patched json", "children", "daemon", "flood", "memory", "closes descriptors"]
-        verdicts = verifier.score([fenced(HOSTILE[name]) for name in names] + [fenced(GOOD)], [code(FIB)] * (len(names) + 1))
+    names = ["sys.exit", "equal to all", "patched json", "children", "daemon", "flood", "memory"]
+    names += ["closes descriptors"]
+    programs = [*(HOSTILE[name] for name in names), GOOD]
+    with Verifier(workers=1, code_seconds=2) as verifier:  # "memory" takes more than 1 s
+        verdicts = verifier.score([fenced(p) for p in programs], [code(FIB)] * len(programs))
         assert [v.correct for v in verdicts] == [False] * len(names) + [True], verdicts
         assert whys(verifier, (fenced("print(input())"), stdio(("7", "7")))) == ["right"]
 
@@ -365,24 +448,25 @@ def test_a_killed_worker_takes_its_program_with_it(temporary_folder):
         shutil.rmtree(folder)
 
 
-# ---- real data -------------------------------------------------------------------------------------------------------
+# ---- real data ---------------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 @pytest.mark.parametrize("file", ["humaneval_test.jsonl", "mbpp_sanitized.jsonl"])
 def test_reference_programs_pass_and_mutants_fail(file, verifier):
     problems = data.load(str(SHARED / file))
     problems = random.Random(0).sample(problems, 60)
-    assert Counter(v.why for v in verifier.score([gold_completion(p) for p in problems], problems)) == {"right": 60}
+    verdicts = verifier.score([gold_completion(p) for p in problems], problems)
+    assert Counter(v.why for v in verdicts) == {"right": 60}
     name = [p.meta["tests"]["entry_point"] for p in problems]
-    mutants = [fenced(f"{p.answer}\n_real = {n}\ndef {n}(*a, **k):\n"
-    "    return [_real(*a, **k)]") for p, n in zip(problems, name)]
+    listed = "_real = {0}\ndef {0}(*a, **k):\n    return [_real(*a, **k)]"
+    mutants = [fenced(f"{p.answer}\n{listed.format(n)}") for p, n in zip(problems, name)]
     assert Counter(v.why for v in verifier.score(mutants, problems)) == {"wrong": 60}
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
-def test_labelled_cases(verifier):
+def test_labelled_cases(hasty):
     cases = [json.loads(line) for line in (SHARED / "code_cases.jsonl").open()]
-    verdicts = verifier.score([case["completion"] for case in cases], [code(case["tests"]) for case in cases])
+    verdicts = hasty.score([case["completion"] for case in cases], [code(case["tests"]) for case in cases])
     assert [(case["kind"], v.why) for case, v in zip(cases, verdicts) if v.correct != case["correct"]] == []
 
 
@@ -391,4 +475,5 @@ def test_sandbox_is_reported_once(tmp_path):
     (tmp_path / "cases.jsonl").write_text((json.dumps(row) + "\n") * 3)
     call = [sys.executable, ROOT / "verify.py", "--cases", "cases.jsonl", "--require", "1"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stderr in ("code sandbox: namespaces\n", "code sandbox: rlimits only\n")
+    assert done.returncode == 0
+    assert done.stderr in ("code sandbox: namespaces\n", "code sandbox: rlimits only\n")

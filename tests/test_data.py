@@ -1,4 +1,4 @@
-"""Every schema `load` accepts, prompts to the letter, boxes, hints, and one clear message for each bad input."""
+"""Every schema `load` accepts, prompts to the letter, boxes, hints, and a clear message for bad input."""
 
 import csv
 import doctest
@@ -16,9 +16,12 @@ import pyarrow.parquet
 import pytest
 
 import data
+import machinery.sampler
 import verify
-from data import Problem, UserError, draw, encode, last_box, load, prompt_text, render, solution_hint
+from data import Problem, Prompt, UserError, draw, encode, last_box, load, prompt_text, render, solution_hint
+from machinery import answers, hints, tasks
 
+ROOT = Path(data.__file__).parent
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Problem: What is 2+3?"}]
 
@@ -35,11 +38,12 @@ def write(path: Path, rows) -> str:
             writer.writeheader()
             writer.writerows(rows)
     else:
-        path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n\n" for row in rows))
+        lines = "".join(json.dumps(row) + "\n\n" for row in rows)
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else lines)
     return str(path)
 
 
-# ---- schemas ---------------------------------------------------------------------------------------------------------
+# ---- schemas -------------------------------------------------------------------------------------
 
 SCHEMAS = {
     "plain": (
@@ -47,14 +51,17 @@ SCHEMAS = {
         Problem("rows/0", "What is 2+3?", "5", hint="Count on from 2."),
     ),
     "no hint": ({"question": "What is 2+3?", "gold": "5"}, Problem("rows/0", "What is 2+3?", "5")),
-    "gsm8k": (  # three sentences, so the hint is the first; <<...>> are calculator marks that no one should learn to write
-        {"question": "How many?", "answer": "He has 2*3=<<2*3=6>>6 boxes. He adds some.\nThat makes 1,250.\n#### 1,250"},
+    "gsm8k": (  # three sentences: the hint is the first; <<...>> are a calculator's, for no one to learn
+        {"question": "How many?",
+         "answer": "He has 2*3=<<2*3=6>>6 boxes. He adds some.\nThat makes 1,250.\n#### 1,250"},
         Problem("rows/0", "How many?", "1250", hint="He has 2*3=6 boxes.",
                 solution="He has 2*3=6 boxes. He adds some.\nThat makes 1,250."),
     ),
     "math": (  # a box in the first sentence leaves no hint
-        {"problem": "Solve.", "level": "Level 1", "solution": r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."},
-        Problem("rows/0", "Solve.", r"\frac{1}{2}", solution=r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."),
+        {"problem": "Solve.", "level": "Level 1",
+         "solution": r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."},
+        Problem("rows/0", "Solve.", r"\frac{1}{2}",
+                solution=r"Is it \boxed{2}? No. So $x = \boxed{\frac{1}{2}}$."),
     ),
     "aime int": ({"id": 60, "problem": "Walk.", "answer": 27}, Problem("60", "Walk.", "27")),
     "aime float": ({"id": 60, "problem": "Walk.", "answer": 27.0}, Problem("60", "Walk.", "27")),
@@ -80,8 +87,8 @@ SCHEMAS = {
                 meta={"hinted_question": "What is 2+3?\nCount on."}),
     ),
     "olympiadbench": (
-        {"id": 1606, "question": "Which x?", "solution": ["Square it. Take roots. Done."], "final_answer": ["2", "-2"],
-         "error": "1e-2", "unit": None},
+        {"id": 1606, "question": "Which x?", "solution": ["Square it. Take roots. Done."],
+         "final_answer": ["2", "-2"], "error": "1e-2", "unit": None},
         Problem("1606", "Which x?", "2, -2", hint="Square it.", solution="Square it. Take roots. Done.",
                 meta={"abs_tol": "1e-2"}),
     ),
@@ -95,9 +102,13 @@ SCHEMAS = {
     ),
     "scibench": (
         {"problemid": "e1.1", "problem_text": "Find p.", "answer_number": "50.7", "unit": r"$\mathrm{atm}$"},
-        Problem("e1.1", r"Find p. Answer in $\mathrm{atm}$.", "50.7", meta={"rel_tol": 0.05, "unit": r"$\mathrm{atm}$"}),
+        Problem("e1.1", r"Find p. Answer in $\mathrm{atm}$.", "50.7",
+                meta={"rel_tol": 0.05, "unit": r"$\mathrm{atm}$"}),
     ),
-    "upper case": ({"Question": "What is 2+3?", "ANSWER": "5", "Hint": None}, Problem("rows/0", "What is 2+3?", "5")),
+    "upper case": (
+        {"Question": "What is 2+3?", "ANSWER": "5", "Hint": None},
+        Problem("rows/0", "What is 2+3?", "5"),
+    ),
 }
 
 
@@ -108,7 +119,8 @@ def test_schema(schema, tmp_path):
 
 
 def test_code_schema(tmp_path):
-    row = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x + 1\n",
+    row = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "entry_point": "f",
+           "canonical_solution": "    return x + 1\n",
            "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
     (problem,) = load(write(tmp_path / "rows.jsonl", [row]))
     assert (problem.id, problem.domain, problem.meta["tests"]["type"]) == ("HumanEval/0", "code", "assert")
@@ -122,9 +134,11 @@ def test_code_schema(tmp_path):
 
 @pytest.mark.parametrize("suffix", data.FILE_TYPES)
 def test_file_types(suffix, tmp_path):
-    rows = [{"question": 'Is "a, b"\na ½?', "answer": "yes", "hint": "Look."}, {"question": "Q", "answer": "1", "hint": ""}]
+    rows = [{"question": 'Is "a, b"\na ½?', "answer": "yes", "hint": "Look."},
+            {"question": "Q", "answer": "1", "hint": ""}]
     name = write(tmp_path / f"rows{suffix}", rows)
-    assert load(name) == [Problem("rows/0", rows[0]["question"], "yes", hint="Look."), Problem("rows/1", "Q", "1")]
+    first = Problem("rows/0", rows[0]["question"], "yes", hint="Look.")
+    assert load(name) == [first, Problem("rows/1", "Q", "1")]
     assert load(name, split="test") == load(name, split="train")  # a file is one split
 
 
@@ -149,7 +163,9 @@ def test_a_domain_column_of_another_meaning(column, tmp_path):
     assert problem.domain == "math"
 
 
-@pytest.mark.parametrize("name, path, config", [("openai/gsm8k:main", "openai/gsm8k", "main"), ("a/b", "a/b", None)])
+@pytest.mark.parametrize("name, path, config", [
+    ("openai/gsm8k:main", "openai/gsm8k", "main"), ("a/b", "a/b", None),
+])
 def test_hub(name, path, config, monkeypatch):
     def load_dataset(path, name=None, split=None):
         calls.append((path, name, split))
@@ -166,12 +182,13 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nTraceback: many lines")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"'openai/gsm8k:main'.*'validation'.*Couldn't reach the Hub") as error:
+    said = r"'openai/gsm8k:main'.*'validation'.*Couldn't reach the Hub"
+    with pytest.raises(UserError, match=said) as error:
         load("openai/gsm8k:main", "validation")
     assert "\n" not in str(error.value)
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 GOOD = {"question": "Q", "answer": "1"}
 
@@ -186,7 +203,8 @@ GOOD = {"question": "Q", "answer": "1"}
     ("rows.jsonl", b"", ["no rows"]),
     ("rows.json", b"[]", ["no rows"]),
     ("rows.csv", b"question,answer\n", ["no rows"]),
-    ("rows.jsonl", [{"foo": 1, "bar": 2}], ["'foo'", "'bar'", "question", "answer", "hint", "reward_model", "choices"]),
+    ("rows.jsonl", [{"foo": 1, "bar": 2}],
+     ["'foo'", "'bar'", "question", "answer", "hint", "reward_model", "choices"]),
 ])
 def test_bad_file(name, content, said, tmp_path):
     if content is not None:
@@ -206,7 +224,8 @@ def test_folder(tmp_path):
 def test_one_percent_of_the_rows_may_lack_an_answer(index, answer, tmp_path, capsys):
     rows = [GOOD] * 100
     rows[index] = {"question": "Q", "answer": answer}
-    assert [p.id for p in load(write(tmp_path / "rows.jsonl", rows))] == [f"rows/{i}" for i in range(100) if i != index]
+    ids = [p.id for p in load(write(tmp_path / "rows.jsonl", rows))]
+    assert ids == [f"rows/{i}" for i in range(100) if i != index]
     said = capsys.readouterr().err
     assert f"rows {index})" in said and "1 of 100" in said and "left out" in said
     with pytest.raises(UserError, match=f"1 of 99 rows.*{index}"):  # just above one percent
@@ -225,7 +244,7 @@ def test_bad_row_is_a_user_error(row, tmp_path):
         load(write(tmp_path / "rows.jsonl", [GOOD, row]))
 
 
-# ---- Countdown -------------------------------------------------------------------------------------------------------
+# ---- Countdown -----------------------------------------------------------------------------------
 
 def test_countdown_splits_are_disjoint():
     train, test = load("countdown", "train"), load("countdown", "test")
@@ -245,13 +264,13 @@ def test_countdown_solutions_verify_and_hints_are_their_first_move():
         assert hint == f"start with {move}." and re.fullmatch(r"\d+[-+*/]\d+", move)
 
 
-@pytest.mark.parametrize("module", [data, verify])
+@pytest.mark.parametrize("module", [data, tasks, answers])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
 
 
-# ---- prompts ---------------------------------------------------------------------------------------------------------
+# ---- prompts -------------------------------------------------------------------------------------
 
 ADD = Problem("p", "What is 2+3?", "5", hint="Count on from 2.")
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -270,7 +289,8 @@ class FakeTokenizer:
         return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
 
     def __call__(self, text, add_special_tokens=True, verbose=True):
-        return SimpleNamespace(input_ids=[1] * add_special_tokens + [ord(c) for c in text if c not in self.loses])
+        letters = [ord(c) for c in text if c not in self.loses]
+        return SimpleNamespace(input_ids=[1] * add_special_tokens + letters)
 
     def decode(self, ids):
         return "".join(map(chr, ids))
@@ -279,9 +299,10 @@ class FakeTokenizer:
 @pytest.mark.parametrize("template, own, plain, hinted", [
     ("countdown", True, "What is 2+3?\n", "What is 2+3? Hint: Count on from 2.\n"),
     ("plain", True, "What is 2+3?\n", "What is 2+3?\n\nHint: Count on from 2.\n"),
-    ("qwen-math", True,  # the literal ChatML of the NSR paper even where the tokenizer has a template of its own
+    ("qwen-math", True,  # the literal ChatML of the NSR paper even where the tokenizer has its own template
      f"{SYSTEM}You are a helpful assistant.{END}{USER}What is 2+3?\n{BOXED}{END}{ASSISTANT}",
-     f"{SYSTEM}You are a helpful assistant.{END}{USER}What is 2+3?\n\nHint: Count on from 2.\n{BOXED}{END}{ASSISTANT}"),
+     f"{SYSTEM}You are a helpful assistant.{END}"
+     f"{USER}What is 2+3?\n\nHint: Count on from 2.\n{BOXED}{END}{ASSISTANT}"),
     ("guide", False,
      f"{SYSTEM}{BOXED}{END}{USER}Problem: What is 2+3?{END}{ASSISTANT}",
      f"{SYSTEM}{BOXED}{END}{USER}Problem: What is 2+3?\n\nHint: Count on from 2.{END}{ASSISTANT}"),
@@ -301,7 +322,8 @@ def test_prompt_text(template, own, plain, hinted):
 
 
 def test_chat_instruction_follows_the_domain():
-    texts = [prompt_text(Problem("p", "Q", "A", domain), "chat", FakeTokenizer()) for domain in ("choice", "countdown")]
+    problems = [Problem("p", "Q", "A", domain) for domain in ("choice", "countdown")]
+    texts = [prompt_text(problem, "chat", FakeTokenizer()) for problem in problems]
     assert texts[0].startswith("[user]Q\nPlease") and "the letter of your answer within \\boxed{}" in texts[0]
     assert texts[1] == "[user]Q[assistant]"
 
@@ -317,7 +339,8 @@ def test_real_chat_template(tokenizer):
 
 
 @pytest.mark.parametrize("template, tokenizer, said", [
-    ("chat", None, "no chat template"), ("chat", FakeTokenizer(None), "no chat template"), ("qwen", None, "qwen-math"),
+    ("chat", None, "no chat template"), ("chat", FakeTokenizer(None), "no chat template"),
+    ("qwen", None, "qwen-math"),
 ])
 def test_bad_template(template, tokenizer, said):
     with pytest.raises(UserError, match=said):
@@ -326,7 +349,7 @@ def test_bad_template(template, tokenizer, said):
 
 @pytest.mark.parametrize("template, own, bos", [
     ("countdown", True, True), ("plain", True, True), ("qwen-math", True, True), ("guide", False, True),
-    ("guide", True, False), ("chat", True, False),  # a chat template writes its BOS itself: a second one would be wrong
+    ("guide", True, False), ("chat", True, False),  # a chat template writes its BOS itself: a second is wrong
 ])
 def test_render_adds_bos_to_literal_templates_only(template, own, bos):
     tokenizer = FakeTokenizer("fake" if own else None)
@@ -340,11 +363,13 @@ def test_encode_leaves_out_what_is_too_long(tokenizer):
     hint_too_long = Problem("hint too long", "aaaa?", "1", hint="xyz")
     too_long = Problem("too long", "a" * 16, "1", hint="x")
     no_hint = Problem("no hint", "a" * 15, "1")
-    kept, prompts, hinted, counts = encode([too_long, fits, hint_too_long, no_hint], tokenizer, "plain", 16)
-    assert kept == [fits, hint_too_long, no_hint]
-    assert [len(p) for p in prompts] == [6, 6, 16]
-    assert [h and len(h) for h in hinted] == [16, None, None]
-    assert tokenizer.decode(hinted[0]) == "aaaa?\n\nHint: xy\n"
+    prompts, counts = encode([too_long, fits, hint_too_long, no_hint], tokenizer, "plain", 16)
+    assert [p.problem for p in prompts] == [fits, hint_too_long, no_hint]
+    assert [len(p.plain) for p in prompts] == [6, 6, 16]
+    assert [p.hinted and len(p.hinted) for p in prompts] == [16, None, None]
+    plain, hinted = (render(tokenizer, fits, "plain", hinted=hinted) for hinted in (False, True))
+    assert prompts[0] == Prompt(fits, plain, hinted)
+    assert tokenizer.decode(prompts[0].hinted) == "aaaa?\n\nHint: xy\n"
     assert counts == {"too_long": 1, "hints_too_long": 1}
     with pytest.raises(UserError, match="longer than 5 tokens"):
         encode([fits, no_hint], tokenizer, "plain", 5)
@@ -356,7 +381,7 @@ def test_encode_notices_a_tokenizer_that_loses_text():
         encode([ADD], FakeTokenizer(loses="+"), "plain", 100)
 
 
-# ---- boxes and hints -------------------------------------------------------------------------------------------------
+# ---- boxes and hints -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, content", [
     ("", None),
@@ -392,7 +417,8 @@ def test_last_box(text, content):
 
 @pytest.mark.parametrize("text", [
     "\\boxed{" * 100_000, "\\boxed " * 100_000, "\\boxed{1}" * 100_000, "\\boxed{" * 20_000 + "}" * 20_000,
-    "\\boxed{" + "{" * 100_000, "\\boxed" + " " * 100_000 + "\\boxed", "\\" * 100_001, "\\boxed{1}" + "{}" * 90_000,
+    "\\boxed{" + "{" * 100_000, "\\boxed" + " " * 100_000 + "\\boxed", "\\" * 100_001,
+    "\\boxed{1}" + "{}" * 90_000,
 ])
 def test_last_box_takes_linear_time(text):
     start = time.perf_counter()
@@ -440,28 +466,44 @@ def test_hints_of_real_solutions_give_nothing_away():
     assert [(p.id, p.answer) for p in leaks if p.id != "math_train/216"] == []  # "-3^2" in the hint is no -3
 
 
-# ---- making hints ----------------------------------------------------------------------------------------------------
+# ---- making hints --------------------------------------------------------------------------------
 
 def hint_rows(tmp_path, n=40) -> str:
     rows = [{"id": f"p{i}", "question": f"Which number is {i}?", "answer": f"{i + 1000}",
-             "solution": f"Take one half. Then go on. It is {i + 1000}. So \\boxed{{{i + 1000}}}."} for i in range(n)]
+             "solution": f"Take one half. Then go on. It is {i + 1000}. So \\boxed{{{i + 1000}}}."}
+            for i in range(n)]
     return write(tmp_path / "problems.jsonl", rows)
 
 
+MAKE_HINTS = [sys.executable, "-m", "machinery.hints", "--data"]
+
+
+def run(call, cwd=ROOT, timeout=100):
+    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
 def test_hints_from_solutions_on_the_command_line(tmp_path):
-    rows = hint_rows(tmp_path)
+    rows, out = hint_rows(tmp_path), tmp_path / "hinted.jsonl"
     with open(rows, "a") as file:
-        file.write(json.dumps({"id": "short", "question": "Q", "answer": "7", "solution": r"\boxed{7}"}) + "\n")
-    call = [sys.executable, "data.py", "--data", rows, "--make-hints", "solution", "--out", str(tmp_path / "hinted.jsonl")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=100)
+        short = {"id": "short", "question": "Q", "answer": "7", "solution": r"\boxed{7}"}
+        file.write(json.dumps(short) + "\n")
+    options = ["--by", "solution", "--out", str(out)]
+    done = run([*MAKE_HINTS, rows, *options])
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("hinted.jsonl: 41 problems; 1 without a hint (2.4%)\n")
-    before, after = load(rows), load(str(tmp_path / "hinted.jsonl"))
+    before, after = load(rows), load(str(out))
     assert after == before and after[0].hint == "Take one half. Then go on." and after[-1].hint is None
-    again = subprocess.run(call, capture_output=True, text=True, timeout=100)  # nothing is left to do
-    assert "41 of them from an earlier run" in again.stdout and load(str(tmp_path / "hinted.jsonl")) == before
-    other = subprocess.run([*call[:3], "countdown", *call[4:]], capture_output=True, text=True, timeout=100)
-    assert other.returncode == 1 and "holds other rows" in other.stderr and load(str(tmp_path / "hinted.jsonl")) == before
+    again = run([*MAKE_HINTS, rows, *options])  # nothing is left to do
+    assert "41 of them from an earlier run" in again.stdout and load(str(out)) == before
+    other = run([*MAKE_HINTS, "countdown", *options])
+    assert other.returncode == 1 and "holds other rows" in other.stderr and load(str(out)) == before
+
+
+@pytest.mark.parametrize("out", [None, "hinted.txt", "{tmp}/nowhere/hinted.jsonl"])
+def test_a_file_that_hints_cannot_be_written_to_is_one_line(out, tmp_path):
+    done = run([*MAKE_HINTS, hint_rows(tmp_path), *(["--out", out.format(tmp=tmp_path)] if out else [])])
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "error: give --out FILE.jsonl in a folder that exists\n"
 
 
 @pytest.mark.parametrize("problem", [
@@ -471,24 +513,26 @@ def test_hints_from_solutions_on_the_command_line(tmp_path):
     Problem("p", "Q", "x", "code", None, "x", {"tests": {"type": "stdio"}}),
 ])
 def test_hinted_rows_load_as_they_were(problem, tmp_path):
-    data.make_hints([problem], tmp_path / "out.jsonl", lambda problems: ["A hint."], 1)
+    hints.make_hints([problem], tmp_path / "out.jsonl", lambda problems: ["A hint."], 1)
     assert load(str(tmp_path / "out.jsonl")) == [data.replace(problem, hint="A hint.")]
 
 
 def test_a_hint_that_came_with_a_row_stays_where_none_is_made(tmp_path, capsys):
-    problem = Problem("a", "What is 2+3?", "5", hint="Count on from 2.", meta={"hinted_question": "Q, and a hint"})
-    data.make_hints([problem], tmp_path / "out.jsonl", data.no_hints, 1)
+    meta = {"hinted_question": "Q, and a hint"}
+    problem = Problem("a", "What is 2+3?", "5", hint="Count on from 2.", meta=meta)
+    hints.make_hints([problem], tmp_path / "out.jsonl", hints.no_hints, 1)
     assert load(str(tmp_path / "out.jsonl")) == [problem] and "; 0 without a hint" in capsys.readouterr().out
 
 
 MAKE = """
 import sys, time
 from pathlib import Path
-import data
+from data import load
+from machinery.hints import make_hints
 def hints(problems):
     time.sleep(0.05)
     return [f"Hint for {p.id}." if p.id != "p3" else None for p in problems]
-data.make_hints(data.load(sys.argv[1]), Path(sys.argv[2]), hints, 2)
+make_hints(load(sys.argv[1]), Path(sys.argv[2]), hints, 2)
 """
 
 
@@ -508,27 +552,19 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     done = subprocess.run([*call, str(out)], check=True, capture_output=True, text=True, timeout=100)
     assert out.read_bytes() == whole.read_bytes()
     assert "40 problems, " in done.stdout and "0 without a hint" in done.stdout
-    assert [p.hint for p in load(str(out))][2:4] == ["Hint for p2.", "Take one half. Then go on."]  # p3: from its solution
+    made = [p.hint for p in load(str(out))]
+    assert made[2:4] == ["Hint for p2.", "Take one half. Then go on."]  # p3: from its solution
 
 
 def test_hints_of_a_model_never_leak(monkeypatch):
-    """The first tries of three problems leak, are empty or were cut off: they are tried again; then the solution is taken."""
-    import evaluate
-
-    said = [["It is 1000."], [""], ["Cut"], ["Good 3."]], [[r"\boxed{1}"], ["Good 1."], ["Good 2."]], [["It is 1000"]]
+    """First tries of three problems leak, are empty or were cut off: they are tried again, then given up."""
+    said = [
+        ["It is 1000.", "", "Cut", "Good 3."],
+        [r"\boxed{1}", "Good 1.", "Good 2."],
+        ["It is 1000"],
+    ]
     asked = []
 
-    class Sampler:
-        positions = 10**6
-
-        def __init__(self, model, device):
-            pass
-
-        def generate(self, prompts, n, temperature, max_tokens, seed, top_p):
-            asked.append((len(prompts), seed[1]))
-            return [[SimpleNamespace(ids=text, finished=text != "Cut")] for (text,) in said[len(asked) - 1]]
-
-    monkeypatch.setattr(evaluate, "Sampler", Sampler)
     class Tokenizer:
         chat_template = None
 
@@ -536,44 +572,61 @@ def test_hints_of_a_model_never_leak(monkeypatch):
             assert "Reference solution: S" in text and text.endswith("Guidance:")
             return SimpleNamespace(input_ids=[1, 2])
 
-        def decode(self, ids, skip_special_tokens):
-            return ids
+    class Sampler:
+        positions = 10**6
+        tokenizer = Tokenizer()
 
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda model: Tokenizer())
+        def __init__(self, model, device):
+            pass
+
+        def generate(self, prompts, n, temperature, max_tokens, seed, top_p):
+            asked.append((len(prompts), seed[1]))
+            return [[SimpleNamespace(text=text, finished=text != "Cut")] for text in said[len(asked) - 1]]
+
+    monkeypatch.setattr(machinery.sampler, "Sampler", Sampler)
     problems = [Problem(f"p{i}", "Q", f"{1000 + i}", solution="S") for i in range(4)]
-    hints = data.model_hints("m", "cpu", tries=3, max_tokens=5)
-    assert hints(problems) == [None, "Good 1.", "Good 2.", "Good 3."]
+    made = hints.model_hints("m", "cpu", tries=3, max_tokens=5)
+    assert made(problems) == [None, "Good 1.", "Good 2.", "Good 3."]
     assert asked == [(4, 0), (3, 1), (1, 2)]
 
 
 def test_hints_of_the_embedded_model_on_the_command_line(tmp_path):
     out = tmp_path / "hinted.jsonl"
-    call = [sys.executable, Path(data.__file__), "--data", hint_rows(tmp_path, 3), "--make-hints", "model", "--out", str(out),
-    "--tries", "1"]
-    done = subprocess.run([*call, "--max-tokens", "8"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    options = ["--by", "model", "--out", str(out), "--tries", "1", "--max-tokens", "8"]
+    done = run([*MAKE_HINTS, hint_rows(tmp_path, 3), *options], timeout=200)
     assert done.returncode == 0, done.stderr
     assert "3 problems; 0 without a hint (0.0%); " in done.stdout and len(load(str(out))) == 3
 
 
 def test_the_embedded_model_is_found_from_any_folder(tmp_path):
-    call = [sys.executable, Path(data.__file__), "--show", "1"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = run([sys.executable, ROOT / "data.py", "--show", "1"], cwd=tmp_path)
     assert done.returncode == 0 and "--- plain prompt\nUse" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--data", "nope.jsonl"], "error: no such file: nope.jsonl\n"),
+    (["--split", "validation"], "error: countdown has the splits train and test, not 'validation'\n"),
+])
+def test_what_the_user_can_mend_is_one_line(options, said, tmp_path):
+    done = run([sys.executable, ROOT / "data.py", *options], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 def test_real_hints_for_most_of_math():
     if not SHARED.exists():
         pytest.skip("needs the shared data")
     problems = load(str(SHARED / "math_train.parquet"))
-    assert not [p.id for p in problems if p.hint and data.leaks(p.hint, p)]
+    assert not [p.id for p in problems if p.hint and hints.leaks(p.hint, p)]
     assert sum(p.hint is None for p in problems) < 0.14 * len(problems)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 @pytest.mark.parametrize("file, count, domain", [
-    ("aime2024_test.jsonl", 30, "math"), ("aime2025_test.parquet", 30, "math"), ("amc23_test.parquet", 40, "math"),
-    ("gsm8k_test.jsonl", 1319, "math"), ("math500_test.jsonl", 500, "math"), ("olympiadbench_test.jsonl", 675, "math"),
-    ("scibench.jsonl", 580, "math"), ("mmlu_stem_test.jsonl", 3018, "choice"), ("humaneval_test.jsonl", 164, "code"),
+    ("aime2024_test.jsonl", 30, "math"), ("aime2025_test.parquet", 30, "math"),
+    ("amc23_test.parquet", 40, "math"), ("gsm8k_test.jsonl", 1319, "math"),
+    ("math500_test.jsonl", 500, "math"),
+    ("olympiadbench_test.jsonl", 675, "math"), ("scibench.jsonl", 580, "math"),
+    ("mmlu_stem_test.jsonl", 3018, "choice"), ("humaneval_test.jsonl", 164, "code"),
 ])
 def test_real_files(file, count, domain):
     problems = load(str(SHARED / file))
@@ -581,10 +634,11 @@ def test_real_files(file, count, domain):
     assert {p.domain for p in problems} == {domain}
 
 
-# ---- the order of problems -------------------------------------------------------------------------------------------
+# ---- the order of problems -----------------------------------------------------------------------
 
 def test_draw_epochs_are_permutations():
-    drawn = [i for step in range(21) for i in draw(7, 3, step, seed=0)]  # 63 = 9 epochs of 7, steps across their borders
+    # 63 = 9 epochs of 7, with steps across their borders
+    drawn = [i for step in range(21) for i in draw(7, 3, step, seed=0)]
     epochs = [tuple(drawn[i : i + 7]) for i in range(0, 63, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) == 9  # reshuffled each time

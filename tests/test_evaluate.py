@@ -12,8 +12,9 @@ import torch
 
 import data
 from data import UserError
-from evaluate import Sampler, comparison, curve, decompose, evaluate, pass_at_k, plot, sampling_logprobs
+from evaluate import comparison, curve, decompose, evaluate, pass_at_k, plot
 from grpo import pad, token_logprobs
+from machinery.sampler import Sampler, sampling_logprobs
 from verify import Verifier
 
 MODEL = "assets/countdown"
@@ -41,8 +42,8 @@ def test_logprobs_are_those_of_a_forward_pass(sampler, model, prompts, temperatu
         batches = [[(i, 4) for i in range(6)]] if device_type == "padded" else list(sampler._batches(prompts, 4, 16))
         assert len(batches) == (1 if device_type == "padded" else 2)
         for batch in batches:
-            samples = sampler._generate_batch([prompts[i] for i, _ in batch], [n for _, n in batch], temperature, 16, 1.0, 0,
-                                              torch.Generator().manual_seed(0))
+            samples = sampler._generate_batch([prompts[i] for i, _ in batch], [n for _, n in batch], temperature,
+                                              16, 1.0, 0, torch.Generator().manual_seed(0))
             owners = [prompts[i] for i, n in batch for _ in range(n)]
             logp_NT, _, mask_NT = token_logprobs(model, *pad(owners, [s.ids for s in samples], "cpu"), temperature)
             for row, mask, sample in zip(logp_NT, mask_NT, samples):
@@ -116,8 +117,10 @@ def test_update_takes_over_all_weights_and_refuses_a_part(model, prompts):
 
     def gap():
         samples = rows(prompts, sampler.generate(prompts, 2, 1.0, 16, seed=0))
-        logp_NT, _, mask_NT = token_logprobs(model, *pad([p for p, _ in samples], [s.ids for _, s in samples], "cpu"), 1.0)
-        return max((r[m] - torch.tensor(s.logprobs)).abs().max().item() for r, m, (_, s) in zip(logp_NT, mask_NT, samples))
+        ids = pad([p for p, _ in samples], [s.ids for _, s in samples], "cpu")
+        logp_NT, _, mask_NT = token_logprobs(model, *ids, 1.0)
+        gaps = [r[m] - torch.tensor(s.logprobs) for r, m, (_, s) in zip(logp_NT, mask_NT, samples)]
+        return max(gap.abs().max().item() for gap in gaps)
 
     assert gap() > 0.05  # stale
     sampler.update(model.named_parameters())
@@ -147,7 +150,9 @@ def test_pass_at_k_is_unbiased_and_exact_at_256():
 
 
 def result(counts, n=4):
-    rows = [{"id": str(i), "n": n, "c": c, "c_half": min(c, n // 2), "mean_length": 1.0} for i, c in enumerate(counts)]
+    rows = []
+    for i, c in enumerate(counts):
+        rows.append({"id": str(i), "n": n, "c": c, "c_half": min(c, n // 2), "mean_length": 1.0})
     return {"problems": rows}
 
 
@@ -178,6 +183,7 @@ def test_split_by_the_base_is_measured_on_the_samples_that_did_not_sort():
         assert abs(before - p) < 4 * error and abs(after - p) < 4 * error
 
 
+@pytest.mark.draws
 def test_curve_has_a_band_around_the_mean(tmp_path):
     points = curve(result([0, 1, 2, 4] * 25))
     assert [k for k, *_ in points] == [1, 2, 4]
@@ -189,13 +195,15 @@ def test_curve_has_a_band_around_the_mean(tmp_path):
 
 def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
     problems = data.load("countdown", "test", limit=8)
-    problems, prompts, _, _ = data.encode(problems, tokenizer, "countdown", 64)
-    out = evaluate(sampler, tokenizer, problems, prompts, Verifier(1), 16, 1.0, 16, seed=1)
+    prompts, _ = data.encode(problems, tokenizer, "countdown", 64)
+    with Verifier(1) as verifier:
+        out = evaluate(sampler, verifier, prompts, 16, 1.0, 16, seed=1)
     assert [row["id"] for row in out["problems"]] == [p.id for p in problems]
     assert sum(row["c"] for row in out["problems"]) == out["verdicts"]["right"] > 0
     assert sum(out["verdicts"].values()) == 8 * 16
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*args):
         return subprocess.run([sys.executable, "evaluate.py", *map(str, args)], capture_output=True, text=True)
@@ -206,7 +214,7 @@ def test_command_line(tmp_path):
         assert done.returncode == 0, done.stderr
     plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
     assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
-    assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # the Guide paper's second claim
+    assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's 2nd claim
     done = run("--compare", tmp_path / "plain.json", tmp_path / "hinted.json", "--plot", tmp_path / "out.png")
     assert done.returncode == 0 and "self-distillation" in done.stdout and (tmp_path / "out.png").exists()
     done = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")

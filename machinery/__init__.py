@@ -1,0 +1,1 @@
+"""What no paper is about: engines, processes, run folders, answers, sandboxes. One may leave this folder shut."""

@@ -1,0 +1,382 @@
+"""A run of a training script: its options, its folder, its log, its checkpoints, its end.
+
+runs/<script>-<model>-<data>-s<seed>-<time>/ holds args.json, metrics.jsonl, rollouts.jsonl, checkpoint/,
+final/, eval_base.json, eval_trained.json and curves.png.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from data import EMBEDDED_MODEL, TEMPLATES, UserError
+from machinery.checkpoint import load_checkpoint, save_checkpoint
+from machinery.ranks import gather, rank, total, world
+
+WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against float32 makes a few 1e-4
+
+
+# ---- options -----------------------------------------------------------------------------------------------
+
+@dataclass
+class TaskArgs:
+    """What is learned, and how it is measured: a resumed run keeps it."""
+
+    model: str = EMBEDDED_MODEL  # Hugging Face hub id or folder
+    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), a .jsonl, .json, .parquet or .csv file
+    data_split: str = "train"  # of a hub id or countdown
+    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
+    max_prompt: int = 1024  # longer prompts are left out and counted, tokens
+    max_response: int = 16  # tokens; the papers use 3072
+    verifier: str = ""  # module:function of your own, (completion, problem) -> bool
+    seed: int = 0  # of the order of problems and of all sampling
+    sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
+    eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
+    eval_split: str = "test"  # of a hub id or countdown
+    eval_problems: int = 256  # at most
+    eval_n: int = 64  # samples a problem, at the start and the end
+    eval_temperature: float = 1.0  # the papers report 0.6 with top_p 0.95, see evaluate.py
+    run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
+
+
+@dataclass
+class MachineArgs:
+    """How long it runs, and on what: may change when a run is resumed."""
+
+    resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
+    steps: int = 200  # rollout batches
+    eval_every: int = 25  # steps; 0: at the start and the end only
+    save_every: int = 50  # steps between checkpoints; 0: when stopped and at the end only
+    keep: int = 2  # newest checkpoints kept
+    track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # log there too, besides metrics.jsonl
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    gpu_memory: float = 0.4  # vllm: its share of the GPU, weights and cache
+    tensor_parallel: int = 1  # vllm: GPUs an engine
+    sleep_level: Literal[0, 1, 2] = 0  # vllm between rollouts: 0 stays, 1 drops the cache, 2 the weights too
+    micro_tokens: int = 16384  # padded tokens a forward pass: memory only, the gradient does not depend on it
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    workers: int = 2  # verifier processes
+
+
+@dataclass
+class RunArgs(MachineArgs, TaskArgs):
+    """What every script is told besides its algorithm. Dataclasses take the fields of the last base first."""
+
+
+AT_LEAST_1 = set("""prompts n max_prompt max_response max_tokens mini_batches micro_tokens eval_problems
+                    eval_n keep tensor_parallel workers""".split())
+AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
+                    critic_lr weight_decay eps_low eps_high value_clip beta lam entropy_coef guide_gamma
+                    tis_cap eval_temperature temperature""".split())
+ABOVE_0 = {"grad_clip"}
+FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
+SHARES = {"gpu_memory", "top_p"}
+
+
+def check_ranges(args, greedy: bool = False) -> None:
+    """Raises UserError if an option in `args` is out of its range. `greedy`: temperature 0 is in it."""
+    for name, value in asdict(args).items():
+        if value is None:
+            continue
+        if name in AT_LEAST_1:
+            right, words = value >= 1, "1 or more"
+        elif name in ABOVE_0 or (name == "temperature" and not greedy):
+            right, words = value > 0, "above 0"
+        elif name in AT_LEAST_0:
+            right, words = value >= 0, "0 or more"  # not a number is in no range
+        elif name in FROM_0_TO_1:
+            right, words = 0 <= value <= 1, "from 0 to 1"
+        elif name in SHARES:
+            right, words = 0 < value <= 1, "above 0 and at most 1"
+        else:
+            continue
+        if not right:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it has to be {words}")
+    if hasattr(args, "mini_batches") and args.prompts % args.mini_batches:
+        raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
+    if getattr(args, "guide_ratio", "") == "sequence" and args.tis_cap:
+        raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single "
+                        "tokens: leave one out")
+
+
+# ---- the run -----------------------------------------------------------------------------------------------
+
+class Run:
+    """A run's folder and all that is written there; its time: steps, seconds, signals. Ranks share it."""
+
+    def __init__(self, args, script: str):
+        self.args, self.script = args, Path(script).stem
+        self.step: int | None = None  # None: before the first one and after the last one
+        self.stop = 0  # the signal to stop after this step
+        self.metrics: dict = {}  # of the last step
+        given = args.resume or args.run_dir
+        folder = Path(given or Path("runs") / self.name())
+        if rank() == 0:
+            if (folder / "args.json").exists() and not args.resume:
+                raise UserError(
+                    f"{folder} holds a run already: use --resume {folder}, or give another --run-dir"
+                )
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
+                (folder / "metrics.jsonl").touch()
+                (folder / "rollouts.jsonl").touch()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to {folder} ({error.strerror}): give another --run-dir"
+                ) from None
+        self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
+        self.write_elsewhere = trackers(args, self.folder)
+        print(self.folder)
+        torch.manual_seed(args.seed)
+        signals = signal.SIGINT, signal.SIGTERM
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in signals}
+
+    def name(self) -> str:
+        parts = [self.script]
+        for what in (self.args.model, self.args.data):
+            path = Path(what)
+            hub_name = what.replace("/", "_")
+            parts.append(path.stem if path.is_file() else path.name if path.exists() else hub_name)
+        return "-".join([*parts, f"s{self.args.seed}", time.strftime("%Y%m%d-%H%M%S")])
+
+    def steps(self, **parts):
+        """The numbers of the steps left, each with a clock. `parts`: a checkpoint's modules and optimizers.
+
+        Goes on from the newest checkpoint of --resume, saves one every --save-every steps and at the end.
+        After SIGINT or SIGTERM the step in progress is finished and saved, and the script ends.
+        """
+        start = load_checkpoint(self.folder, parts) if self.args.resume else 0
+        bar = tqdm(range(start, self.args.steps), self.script, initial=start, total=self.args.steps,
+                   dynamic_ncols=True, disable=rank() > 0)
+        warned = False
+        for step in bar:
+            self.step, self.clock = step, Clock()
+            yield step
+            seconds = sum(self.clock.seconds.values())
+            bar.set_postfix({"reward": f"{self.metrics['rollout/reward']:.2f}", "s/step": f"{seconds:.2f}"})
+            if not warned and rank() == 0 and self.metrics.get("engine/k3", 0) > WIDE_GAP:
+                tqdm.write(gap_warning(self.metrics, self.args.tis_cap), file=sys.stderr)
+                warned = True
+            stop = next(iter(gather([self.stop] if self.stop else [])), 0)  # of any rank
+            if stop or (self.args.save_every and (step + 1) % self.args.save_every == 0):
+                save_checkpoint(self.folder, step + 1, parts, self.args.keep)
+            if stop:
+                print(f"\nstopped by {signal.Signals(stop).name} after step {step + 1}; {go_on(self.folder)}")
+                sys.exit(0 if stop == signal.SIGTERM else 130)
+        self.step = None
+        save_checkpoint(self.folder, max(start, self.args.steps), parts, self.args.keep)
+
+    def _on_signal(self, number, _) -> None:
+        if self.step is None:
+            print(f"\nstopped outside of a step, nothing is lost; {go_on(self.folder)}")
+            sys.exit(143 if number == signal.SIGTERM else 130)
+        if not self.stop and rank() == 0:  # print() may be at work already
+            os.write(2, b"\nfinishing this step, then saving; once more ends at once\n")
+        self.stop = number
+        # Under torchrun it comes twice: from a scheduler that sends it to all processes, and passed on.
+        if world() == 1:
+            signal.signal(number, signal.SIG_DFL)
+
+    def log(self, metrics: dict, groups: list[list], tokenizer) -> None:
+        """A line to metrics.jsonl and the first and the last row of two groups to rollouts.jsonl."""
+        metrics = {"step": self.step + 1, **metrics, **self.clock.metrics()}
+        self.metrics = {key: v if isinstance(v, int) else round(float(v), 6) for key, v in metrics.items()}
+        if rank():
+            return
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(self.metrics) + "\n")
+        with open(self.folder / "rollouts.jsonl", "a") as file:
+            for group in groups[:2]:
+                for row in group[:: max(1, len(group) - 1)]:
+                    file.write(json.dumps({"step": self.step + 1, **row.shown(tokenizer)}) + "\n")
+        self.write_elsewhere(self.metrics)
+
+    def close(self) -> None:
+        """Signals are again what they were before."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def trackers(args, folder: Path):
+    """write(metrics) of what --track names."""
+    if rank() or not args.track:
+        return lambda metrics: None
+    if not find_spec(args.track):
+        raise UserError(f"--track {args.track}: pip install {args.track}, or leave it out")
+    if args.track == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder))
+
+        def write(metrics):
+            for key, value in metrics.items():
+                writer.add_scalar(key, value, metrics["step"])
+            writer.flush()
+
+        return write
+    module = __import__(args.track)  # wandb and trackio have one interface
+    module.init(project="cleanrlvr", name=folder.name, config=asdict(args))
+    return lambda metrics: module.log(metrics, step=metrics["step"])
+
+
+def gap_warning(metrics: dict, tis_cap: float) -> str:
+    mean, k3 = metrics["engine/gap_mean"], metrics["engine/k3"]
+    apart = f"{mean:.2g} nats a token apart (engine/k3 {k3:.2g} > {WIDE_GAP})"
+    weigh = "--tis-cap corrects up to its cap" if tis_cap else "weigh it with --tis-cap 2, in a new run"
+    return (f"warning: in step {metrics['step']} the log-probs of sampler and trainer are {apart}, "
+            f"which biases the gradient: {weigh}; --sampler transformers shows whether the engine "
+            "is the cause")
+
+
+def go_on(folder: Path) -> str:
+    """How to go on with a run that was stopped: a line that can be pasted into a shell."""
+    starter = ["python"]
+    if world() > 1:
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        machines = ["--nnodes", str(world() // processes), "--rdzv-endpoint", "HOST:PORT"]
+        starter = ["torchrun", *machines] if world() > processes else ["torchrun"]
+        starter += ["--nproc-per-node", str(processes), "--shutdown-timeout", "3600", "--"]
+    return "go on with: " + shlex.join([*starter, sys.argv[0], "--resume", str(folder)])
+
+
+# ---- the command line --------------------------------------------------------------------------------------
+
+def launch(main, Args) -> None:
+    """Runs `main(args)`; what the user can mend is one line on standard error and exit code 1."""
+    import tyro
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        saved = resumed_args(Args)
+        args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
+        changed = []
+        for key, value in saved.items():
+            if key not in MachineArgs.__dataclass_fields__ and getattr(args, key) != value:
+                changed.append(f"--{key.replace('_', '-')} was {value!r}")
+        if changed:
+            raise UserError(
+                f"a resumed run keeps its args: {', '.join(changed)}; leave them out, or start a new run"
+            )
+        main(args)
+    except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a read-only folder
+        if rank():  # most often rank 0 says the same, and torchrun ends this process meanwhile
+            time.sleep(5)
+        sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
+    except KeyboardInterrupt:
+        sys.exit(130)  # before the run has a folder
+
+
+def resumed_args(Args) -> dict:
+    """The args of the run that --resume names; none without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", default="")
+    folder, script = parser.parse_known_args()[0].resume, Path(sys.argv[0]).stem
+    if not folder:
+        return {}
+    file = Path(folder) / "args.json"
+    if not file.is_file():
+        raise UserError(f"--resume {folder}: there is no {file}; give the folder of a run")
+    saved = json.loads(file.read_text())
+    of = saved.pop("script", None)
+    if of != script:
+        raise UserError(f"--resume {folder} is a run of {of}.py, not of {script}.py")
+    unknown = saved.keys() ^ Args.__dataclass_fields__.keys()
+    if unknown:
+        raise UserError(
+            f"--resume {folder} is of another version of {script}.py, with other args: {sorted(unknown)}"
+        )
+    return {**saved, "resume": folder}
+
+
+def write_json(path, value) -> None:
+    """Whole or not at all: written beside the file, then renamed. By rank 0."""
+    if rank():
+        return
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)
+
+
+# ---- what a step measures ----------------------------------------------------------------------------------
+
+class Clock:
+    """Seconds by phase: clock("verify") adds the time since the last call to phase verify. Tokens too."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, int] = defaultdict(int)
+        self.last = time.perf_counter()
+
+    def __call__(self, phase: str, tokens: int = 0) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what was only queued belongs to the phase that queued it
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
+        if tokens:
+            self.tokens[phase] += tokens
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds of each phase, and tokens a second of one process in those that have told their tokens."""
+        speed = {f"perf/{phase}_tokens_per_s": n / self.seconds[phase] for phase, n in self.tokens.items()}
+        return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()} | speed
+
+
+class TokenMeans:
+    """Means over the response tokens that a step trains on, of all micro-batches and ranks."""
+
+    def __init__(self):
+        self.sums: dict = defaultdict(float)
+        self.gap_max = self.grad_norm = 0.0
+        self.updates = 0
+
+    @torch.no_grad()
+    def add(self, loss, mask_NT, old_logp_NT, engine_logp_NT, **values_NT) -> None:
+        """One micro-batch: its share of the loss, each token's two log-probs at sampling, what to average.
+
+        A value named critic_x is logged as critic/x, any other x as train/x.
+        """
+        if not mask_NT.any():  # a rank out of work
+            return
+        # Double: exp(2 gap) of a far one is beyond float32.
+        gap_NT = (old_logp_NT - engine_logp_NT).double() * mask_NT
+        self.gap_max = max(self.gap_max, gap_NT.abs().max().item())
+        gaps_NT = {"engine/gap_mean": gap_NT.abs(), "engine/k3": gap_NT.expm1() - gap_NT,
+                   "weight": gap_NT.exp(), "weight2": (2 * gap_NT).exp()}
+        named_NT = {}
+        for key, value_NT in values_NT.items():
+            named_NT[key.replace("_", "/", 1) if key.startswith("critic_") else f"train/{key}"] = value_NT
+        for key, value_NT in (named_NT | gaps_NT).items():
+            self.sums[key] += (value_NT * mask_NT).sum(dtype=torch.float64)
+        self.sums["tokens"] += mask_NT.sum()
+        self.sums["loss"] += loss
+
+    def add_update(self, grad_norm: float) -> None:
+        self.grad_norm += grad_norm
+        self.updates += 1
+
+    def metrics(self) -> dict[str, float]:
+        """train/loss is the mean over optimizer steps; without tokens to train on it is the only mean."""
+        gap_max, updates = max(gather([self.gap_max])), max(1, self.updates)
+        sums = total({key: float(value) for key, value in self.sums.items()})
+        tokens = sums.pop("tokens", 0)
+        found = {"train/loss": sums.pop("loss", 0.0) / updates, "train/grad_norm": self.grad_norm / updates,
+                 "train/updates": self.updates}
+        if tokens:
+            means = {key: value / tokens for key, value in sums.items()}
+            ess = means.pop("weight") ** 2 / means.pop("weight2")
+            found |= {**means, "engine/gap_max": gap_max, "engine/ess": ess}
+        return found
