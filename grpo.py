@@ -10,8 +10,8 @@ Paper: DeepSeekMath (arXiv 2402.03300), section 4.1.
 
 Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
-    optimizer step divided by their number, because the paper's favours short right answers (`--loss-agg
-    sequence`);
+    optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
+    right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
 One line each: `--no-norm-std` (Dr. GRPO), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, arXiv 2503.14476).
@@ -338,7 +338,7 @@ def main(args: Args) -> Path:
         optimizer.param_groups[0]["lr"] = lr
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
-            whole = flat(groups[g] for g in mini)  # the denominators count rows without a gradient too
+            whole = flat(groups[g] for g in mini)
             batch = [row for row in whole if row.advantage != 0 or args.beta > 0]
             n_rows, n_tokens = len(whole), sum(len(row.response) for row in whole)
             if not batch:

@@ -12,15 +12,15 @@ Guidance: where all G samples of a prompt are wrong, G more are drawn with the h
 trained on after x alone, without a clip, with the ratio between the two contexts:
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, g, y_i<t)       shaped: rho / (rho + quantile_0.9(rho))
 `--guide-ratio none` (rho) is exact for each next token after a prefix that the hint drew; `sequence` (its
-product over t) is the gradient of the plain objective, `naive` is neither (tests/test_guide.py); `clip`: PPO's.
+product over t) is the gradient of the plain objective, `naive` neither (tests/test_guide.py); `clip`: PPO's.
 
 Differs from grpo.py by *guidance*, guided rows in `policy_loss`, four Args. Differs from the papers:
-  - paper: A inside the guided group ("replace"); here: inside all 2 G samples ("union"), because a guided group
-    that always succeeds then still teaches;
+  - paper: A inside the guided group ("replace"); here: inside all 2 G samples ("union"), because a guided
+    group that always succeeds then still teaches;
   - paper: gamma per response, padding included; here: one a step, over guided tokens;
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
-    optimizer step divided by their number, because the paper's favours short right answers (`--loss-agg
-    sequence`);
+    optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
+    right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
 One line each: `--no-norm-std` (Dr. GRPO), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, arXiv 2503.14476).
@@ -389,7 +389,7 @@ def main(args: Args) -> Path:
         optimizer.param_groups[0]["lr"] = lr
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
-            whole = flat(groups[g] for g in mini)  # the denominators count rows without a gradient too
+            whole = flat(groups[g] for g in mini)
             batch = [row for row in whole if row.advantage != 0 or args.beta > 0]
             n_rows, n_tokens = len(whole), sum(len(row.response) for row in whole)
             if not batch:

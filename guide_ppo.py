@@ -1,8 +1,7 @@
 r"""Guide-PPO: PPO that gives a hint for the prompts it fails, and learns to answer them without.
 
 Paper: the abstract of arXiv 2506.13923 names it, its code has no script for it: this is our derivation.
-Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; the token rewards are those of RLHF,
-2203.02155.
+Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards as in RLHF: 2203.02155.
 
     actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t
                            min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
@@ -15,20 +14,15 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; the token rewa
 Guidance, as in guide_grpo.py: where all samples of a prompt are wrong, as many are drawn with the hint g and
 trained on after the plain prompt x, without a clip: rho = pi(y_t | x, ..) / pi_old(y_t | x, g, ..), shaped.
   - The critic sees the plain prompt always, V(x, y_<t): it is the baseline of the policy that is trained, and
-    one that saw the hint would call a failed prompt easy. Rewards, k1, GAE and returns are those of the plain
-    context.
+    one that saw the hint would call a failed prompt easy. Rewards, k1, GAE, returns: of the plain context.
   - The failed plain rows stay ("union"): with a critic their advantage is not 0, unlike in GRPO.
-  - A is whitened over all rows together: the better the guided ones, the more the failed ones are pushed
-    down.
+  - A is whitened over all rows together: the better the guided ones, the harder failed ones are pushed down.
 
 Differs from the papers:
   - paper: several clipped updates on each batch; here: one (`--mini-batches 1`), in which the ratio is 1 and
-    no clip acts; the command below has the paper's number. beta is 0 and not the NSR paper's 1e-3, which
-    saves the reference model.
-  - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are only
-    noise.
-  - n samples per prompt, as in GRPO: the critic, not the group, is the baseline; it shares nothing with the
-    policy.
+    no clip acts; the command below has the paper's number. beta is 0: no reference model (NSR paper: 1e-3).
+  - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
+  - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
     python guide_ppo.py                         # the embedded 0.8 M model on Countdown: minutes on a laptop
     python guide_ppo.py --model Qwen/Qwen2.5-Math-1.5B --data vaskarnath/guide_math_rl_dataset \

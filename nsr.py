@@ -9,8 +9,8 @@ Paper: The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning (
 
 Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
-    optimizer step divided by their number, because the paper's favours short right answers (`--loss-agg
-    sequence`);
+    optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
+    right answers;
 
 Differs from grpo.py by *advantage*, by an entropy bonus for the KL term, and by the rows that it drops.
 
@@ -314,7 +314,8 @@ def main(args: Args) -> Path:
         optimizer.param_groups[0]["lr"] = lr
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
-            batch = [row for row in flat(groups[g] for g in mini) if row.advantage != 0]
+            whole = flat(groups[g] for g in mini)
+            batch = [row for row in whole if row.advantage != 0]
             n_rows, n_tokens = len(batch), sum(len(row.response) for row in batch)
             if not batch:
                 continue

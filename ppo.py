@@ -1,7 +1,6 @@
 r"""PPO: Proximal Policy Optimization with a critic and verifiable rewards.
 
-Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; the token rewards are those of RLHF,
-2203.02155.
+Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards as in RLHF: 2203.02155.
 
     actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t
                            min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
@@ -13,12 +12,9 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; the token rewa
 
 Differs from the papers:
   - paper: several clipped updates on each batch; here: one (`--mini-batches 1`), in which the ratio is 1 and
-    no clip acts; the command below has the paper's number. beta is 0 and not the NSR paper's 1e-3, which
-    saves the reference model.
-  - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are only
-    noise.
-  - n samples per prompt, as in GRPO: the critic, not the group, is the baseline; it shares nothing with the
-    policy.
+    no clip acts; the command below has the paper's number. beta is 0: no reference model (NSR paper: 1e-3).
+  - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
+  - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
     python ppo.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
     python ppo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \

@@ -1,1 +1,1 @@
-"""What no paper is about: engines, processes, run folders, answers, sandboxes. One may leave this folder shut."""
+"""What no paper is about: engines, processes, run folders, answers, sandboxes. You may leave it shut."""

@@ -117,6 +117,7 @@ def jail(folders: list[str]) -> None:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
+        call("prctl", 1, 9, 0, 0, 0)  # again, since setuid undoes it: dies with its parent
     else:
         call("prctl", 28, 0x2F, 0, 0, 0)  # no rights for a user 0 ..
         none = (ctypes.c_uint32 * 6)()

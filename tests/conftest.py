@@ -2,7 +2,8 @@ import os
 
 # Read when the libraries below are imported, and by the scripts that the tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test looks anything up
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread is no faster, and far slower on a busy machine
+# Tiny tensors: a second thread is no faster, and far slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import machinery  # isort: skip  # noqa: F401  as every entry point, before torch loads
 
@@ -24,7 +25,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def no_picture(request, monkeypatch):
-    """curves.png is a third of a short run's time: drawn only where a test looks at it, and by started scripts."""
+    """curves.png is a third of a short run's time: drawn only where a test looks, and by started scripts."""
     if "draws" not in request.keywords:
         import evaluate
 

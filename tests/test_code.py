@@ -435,11 +435,14 @@ def test_without_namespaces(monkeypatch):
 
 def test_a_killed_worker_takes_its_program_with_it(temporary_folder):
     verifier = Verifier(workers=1)
-    thread = threading.Thread(target=whys, args=(verifier, (fenced("while True: pass"), FIB)))
+    assert whys(verifier, (fenced(GOOD), FIB)) == ["right"]  # the worker is there
+    sleeper = fenced("import time\ntime.sleep(98)")
+    thread = threading.Thread(target=whys, args=(verifier, (sleeper, FIB)))
     thread.start()
     until = time.monotonic() + 60
     while not processes() and time.monotonic() < until:
         time.sleep(0.05)
+    time.sleep(1)  # the sandbox is complete
     assert processes()
     verifier.workers[0].process.kill()
     thread.join(60)
@@ -453,7 +456,8 @@ def test_a_killed_worker_takes_its_program_with_it(temporary_folder):
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
 @pytest.mark.parametrize("file", ["humaneval_test.jsonl", "mbpp_sanitized.jsonl"])
 def test_reference_programs_pass_and_mutants_fail(file, verifier):
-    problems = data.load(str(SHARED / file))
+    # 123's reference takes 5 s: right or a timeout, as the machine is busy.
+    problems = [p for p in data.load(str(SHARED / file)) if p.id != "MbppEval/123"]
     problems = random.Random(0).sample(problems, 60)
     verdicts = verifier.score([gold_completion(p) for p in problems], problems)
     assert Counter(v.why for v in verdicts) == {"right": 60}

@@ -1,4 +1,4 @@
-"""The sampler against the model it samples from, pass@k against brute force, the comparison against hand-made results."""
+"""The sampler against its model, pass@k against brute force, the comparison against hand-made results."""
 
 import itertools
 import json
@@ -28,7 +28,8 @@ def sampler():
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
     problems = data.load("countdown", "test", limit=6)
-    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]  # of two lengths
+    # of two lengths
+    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]
 
 
 def rows(prompts, groups):
@@ -37,15 +38,17 @@ def rows(prompts, groups):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_a_forward_pass(sampler, model, prompts, temperature):
-    # Groups of unequal length in one batch: an accelerator pads on the left, so make this sampler do the same.
+    # Groups of unequal length in one batch: an accelerator pads on the left, so let this sampler do it too.
     for device_type in ("cpu", "padded"):
-        batches = [[(i, 4) for i in range(6)]] if device_type == "padded" else list(sampler._batches(prompts, 4, 16))
+        one = [[(i, 4) for i in range(6)]]
+        batches = one if device_type == "padded" else list(sampler._batches(prompts, 4, 16))
         assert len(batches) == (1 if device_type == "padded" else 2)
         for batch in batches:
-            samples = sampler._generate_batch([prompts[i] for i, _ in batch], [n for _, n in batch], temperature,
-                                              16, 1.0, 0, torch.Generator().manual_seed(0))
+            samples = sampler._generate_batch([prompts[i] for i, _ in batch], [n for _, n in batch],
+                                              temperature, 16, 1.0, 0, torch.Generator().manual_seed(0))
             owners = [prompts[i] for i, n in batch for _ in range(n)]
-            logp_NT, _, mask_NT = token_logprobs(model, *pad(owners, [s.ids for s in samples], "cpu"), temperature)
+            padded = pad(owners, [s.ids for s in samples], "cpu")
+            logp_NT, _, mask_NT = token_logprobs(model, *padded, temperature)
             for row, mask, sample in zip(logp_NT, mask_NT, samples):
                 assert len(sample.logprobs) == len(sample.ids) == mask.sum()
                 torch.testing.assert_close(row[mask], torch.tensor(sample.logprobs), atol=1e-4, rtol=0)
@@ -54,9 +57,11 @@ def test_logprobs_are_those_of_a_forward_pass(sampler, model, prompts, temperatu
 def test_order_and_number_of_samples(sampler, prompts, tokenizer):
     groups = sampler.generate(prompts, 5, 1.0, 16, seed=0)
     assert [len(group) for group in groups] == [5] * 6
-    # A response to a hinted prompt starts with the hinted move nearly always: the groups are those of their prompts.
+    # A response to a hinted prompt nearly always starts with the hinted move:
+    # the groups are those of their prompts.
     hints = [tokenizer.decode(p).split("start with ")[1].rstrip(".\n") for p in prompts[::2]]
-    starts = [[tokenizer.decode(s.ids).startswith(hint) for s in group] for hint, group in zip(hints, groups[::2])]
+    starts = [[tokenizer.decode(s.ids).startswith(hint) for s in group]
+              for hint, group in zip(hints, groups[::2])]
     assert np.mean(starts) > 0.8
 
 
@@ -81,7 +86,7 @@ def test_eos_is_part_of_a_finished_response_and_of_no_other(sampler, prompts, to
     for _, sample in rows(prompts, sampler.generate(prompts, 8, 1.0, 16, seed=0)):
         assert sample.finished == (sample.ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in sample.ids[:-1]
-    for _, sample in rows(prompts, sampler.generate(prompts, 8, 1.0, 5, seed=0)):  # a trace takes 10 tokens or more
+    for _, sample in rows(prompts, sampler.generate(prompts, 8, 1.0, 5, seed=0)):  # a trace takes 10 or more
         assert not sample.finished and len(sample.ids) == 5
 
 
@@ -171,7 +176,8 @@ def test_decomposition_is_exact_and_additive():
 
 
 def test_split_by_the_base_is_measured_on_the_samples_that_did_not_sort():
-    # One model evaluated twice, every p = 1/16: what the same samples sort as "never" seems to gain, the halves do not.
+    # One model evaluated twice, every p = 1/16: what the same samples sort as "never"
+    # seems to gain, the halves do not.
     n, p, rng = 16, 1 / 16, np.random.default_rng(0)
     draws = rng.random((2, 4000, n)) < p
     base, again = ({"problems": [{"id": str(i), "n": n, "c": int(d.sum()), "c_half": int(d[: n // 2].sum())}
@@ -206,15 +212,16 @@ def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
 @pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*args):
-        return subprocess.run([sys.executable, "evaluate.py", *map(str, args)], capture_output=True, text=True)
+        return subprocess.run([sys.executable, "evaluate.py", *map(str, args)],
+                              capture_output=True, text=True)
 
     for name, extra in (("plain", []), ("hinted", ["--hinted"])):
-        done = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1, "--max-tokens", 16,
-                   "--out", tmp_path / f"{name}.json", *extra)
+        done = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
+                   "--max-tokens", 16, "--out", tmp_path / f"{name}.json", *extra)
         assert done.returncode == 0, done.stderr
     plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
     assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
-    assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's 2nd claim
+    assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's claim 2
     done = run("--compare", tmp_path / "plain.json", tmp_path / "hinted.json", "--plot", tmp_path / "out.png")
     assert done.returncode == 0 and "self-distillation" in done.stdout and (tmp_path / "out.png").exists()
     done = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")

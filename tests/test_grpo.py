@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import guide_grpo
-from grpo import aggregate, group_advantages, kl_k3, micro_batches, pad, policy_loss, stack, token_logprobs
+from grpo import aggregate, group_advantages, kl_k3, pad, policy_loss, stack, token_logprobs
+from machinery.ranks import micro_batches
 
 
 def test_advantages_by_hand():
@@ -23,7 +24,7 @@ def test_advantages_without_std_are_centred_rewards():
 
 
 def test_equal_rewards_that_do_not_average_exactly_have_no_advantage():
-    # The mean of seven times 0.1 is not 0.1 in float32: a test of the std would let rounding through as a gradient.
+    # The mean of seven times 0.1 is not 0.1 in float32: a test of the std would let rounding through.
     rewards = torch.full((1, 7), 0.1)
     assert (rewards - rewards.mean()).abs().max() > 0
     assert (group_advantages(rewards) == 0).all()
@@ -80,7 +81,8 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     batches = micro_batches(lengths, 12)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 12 for batch in batches)
-    assert micro_batches(lengths, 1) == [[i] for i in (5, 2, 0, 3, 4, 6, 1)]  # a row over the budget goes alone
+    # a row over the budget goes alone
+    assert micro_batches(lengths, 1) == [[i] for i in (5, 2, 0, 3, 4, 6, 1)]
     assert micro_batches([], 12) == []
 
 
@@ -90,9 +92,10 @@ RESPONSES = [[55, 42, 51, 256], [55], [55, 42, 51, 61, 270, 256]]
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_are_those_of_the_full_forward_pass(model, temperature):
+    ids = pad(PROMPTS, RESPONSES, "cpu")
     for chunk in (1, 3, 4096):
-        logp_NT, entropy_NT, mask_NT = token_logprobs(model, *pad(PROMPTS, RESPONSES, "cpu"), temperature, chunk)
-        assert mask_NT.sum(1).tolist() == [4, 1, 6]  # lengths count, although 256 is both EOS and padding token
+        logp_NT, entropy_NT, mask_NT = token_logprobs(model, *ids, temperature, chunk)
+        assert mask_NT.sum(1).tolist() == [4, 1, 6]  # lengths count: 256 is both EOS and padding token
         for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES)):
             full = (model(torch.tensor([p + r])).logits[0] / temperature).log_softmax(-1)
             for t, token in enumerate(r):  # the EOS among them; position len(p) + t - 1 predicts token t
@@ -117,7 +120,7 @@ def test_stack_pads_with_the_policy_itself():
 
 
 def gradients(model, script, loss_agg, budget):
-    """The gradient of one optimizer step on three rows, accumulated over micro-batches of at most `budget` tokens."""
+    """The gradient of a step on three rows, added up over micro-batches of at most `budget` tokens."""
     A, guided = [1.0, -0.5, 0.7], [False, False, True]
     with torch.no_grad():  # ratios on both sides of the clip
         logp_NT, _, _ = token_logprobs(model, *pad(PROMPTS, RESPONSES, "cpu"), 0.7)
@@ -129,7 +132,8 @@ def gradients(model, script, loss_agg, budget):
         old_NT, A_N1 = stack([old[i] for i in micro], logp_NT), torch.tensor([[A[i]] for i in micro])
         if script is guide_grpo:
             guided_N = torch.tensor([guided[i] for i in micro])
-            loss_NT, _ = guide_grpo.policy_loss(logp_NT, old_NT, A_N1, mask_NT, guided_N, 0.2, 0.2, "shaped", 0.5)
+            how = 0.2, 0.2, "shaped", 0.5
+            loss_NT, _ = guide_grpo.policy_loss(logp_NT, old_NT, A_N1, mask_NT, guided_N, *how)
         else:
             loss_NT, _ = policy_loss(logp_NT, old_NT, A_N1, 0.2, 0.2)
         loss_NT = loss_NT + 0.1 * kl_k3(logp_NT, old_NT)

@@ -9,7 +9,9 @@ import itertools
 import pytest
 import torch
 
-from guide_grpo import failed_groups, policy_loss
+import guide_ppo
+from data import Problem, Prompt
+from guide_grpo import fails, policy_loss
 
 V = 3
 
@@ -20,7 +22,8 @@ class Table:
     def __init__(self, T: int, seed: int):
         generator = torch.Generator().manual_seed(seed)
         self.prefixes = [p for t in range(T) for p in itertools.product(range(V), repeat=t)]
-        self.logits = torch.randn(len(self.prefixes), V, generator=generator, dtype=torch.float64).requires_grad_()
+        logits = torch.randn(len(self.prefixes), V, generator=generator, dtype=torch.float64)
+        self.logits = logits.requires_grad_()
         self.responses = list(itertools.product(range(V), repeat=T))
 
     def logp_NT(self):
@@ -36,7 +39,7 @@ def setting(T: int):
 
 
 def estimator(plain, old_NT, sampled_NT, A_N, guide_ratio, gamma=1.0):
-    """E over y ~ exp(sampled_NT) of the gradient of policy_loss's guided rows, as ascent on the plain table's logits."""
+    """E over y ~ exp(sampled_NT) of policy_loss's gradient of guided rows: ascent on the plain logits."""
     logp_NT = plain.logp_NT()
     everything = torch.ones(logp_NT.shape, dtype=torch.bool)
     guided = torch.ones(len(A_N), dtype=torch.bool)
@@ -67,10 +70,10 @@ def test_token_ratio_is_exact_for_one_token():
 
 @pytest.mark.parametrize("T", [2, 3])
 def test_token_ratio_is_exact_for_each_next_token_given_hinted_prefixes(T):
-    """The paper's per-token ratio: prefixes and continuations come from the hint, the token between from pi(.|x).
+    """The paper's per-token ratio: prefixes and continuations are the hint's, the token between is pi's.
 
-    sum over prefixes s of pi_old(s|x,g) sum over v of grad pi(v|x,s) Q(s,v), with Q the expected A of hinted continuations;
-    written out here over the tree, without ratios or log-probs.
+    sum over prefixes s of pi_old(s|x,g) sum over v of grad pi(v|x,s) Q(s,v), with Q the expected A of hinted
+    continuations; written out here over the tree, without ratios or log-probs.
     """
     plain, hinted_NT, A_N = setting(T)
     p_hinted_N = hinted_NT.sum(1).exp()
@@ -85,7 +88,7 @@ def test_token_ratio_is_exact_for_each_next_token_given_hinted_prefixes(T):
     exact = torch.autograd.grad(surrogate, plain.logits)[0]
     estimate = estimator(plain, hinted_NT, hinted_NT, A_N, "none")
     torch.testing.assert_close(estimate, exact, atol=1e-10, rtol=0)
-    # It is not the gradient of the plain objective itself: hinted prefixes have other weights. The header says so.
+    # It is not the gradient of the plain objective itself: hinted prefixes have other weights.
     assert (estimate - exact_gradient(plain, A_N)).abs().max() > 1e-3
 
 
@@ -111,7 +114,8 @@ def test_shaping_tends_to_the_plain_ratio_for_large_gamma():
 
 @pytest.mark.parametrize(
     "guide_ratio, loss, slope",  # rho = 3, A = 2, gamma = 1; slope is d loss / d logp = rho d loss / d rho
-    [("shaped", -1.5, -2 * 3 / 16), ("none", -6, -6), ("clip", -2.4, 0), ("naive", -2.4, 0), ("sequence", -6, -6)],
+    [("shaped", -1.5, -2 * 3 / 16), ("none", -6, -6), ("clip", -2.4, 0), ("naive", -2.4, 0),
+     ("sequence", -6, -6)],
 )
 def test_guided_rows_by_hand(guide_ratio, loss, slope):
     logp = torch.log(torch.tensor([[3.0]])).requires_grad_()
@@ -125,7 +129,8 @@ def test_guided_rows_by_hand(guide_ratio, loss, slope):
 def test_sequence_ratio_leaves_padding_out():
     logp, old = torch.log(torch.tensor([[2.0, 3.0, 5.0]])), torch.zeros(1, 3)
     mask = torch.tensor([[True, True, False]])
-    loss_NT, _ = policy_loss(logp, old, torch.tensor([[1.0]]), mask, torch.tensor([True]), 0.2, 0.2, "sequence", 1.0)
+    A, guided = torch.tensor([[1.0]]), torch.tensor([True])
+    loss_NT, _ = policy_loss(logp, old, A, mask, guided, 0.2, 0.2, "sequence", 1.0)
     assert loss_NT[0, 0].item() == pytest.approx(-6.0)
 
 
@@ -140,12 +145,17 @@ def test_plain_rows_keep_the_clip(guide_ratio):
         assert torch.equal(mine, theirs)
 
 
-def test_failed_groups_need_a_hint_and_an_accuracy_at_the_threshold():
+@pytest.mark.parametrize("fails", [fails, guide_ppo.fails], ids=["guide_grpo", "guide_ppo"])
+def test_failed_groups_need_a_hint_and_an_accuracy_at_the_threshold(fails):
     class Row:
-        def __init__(self, problem, reward):
-            self.problem, self.reward = problem, reward
+        def __init__(self, reward):
+            self.reward = reward
 
-    groups = [[Row(0, 0.0)] * 4, [Row(1, 0.0)] * 4, [Row(2, 0.0)] * 3 + [Row(2, 1.0)]]
-    hints = [[1], None, [1]]
-    assert failed_groups(groups, hints, 0.0) == [0]
-    assert failed_groups(groups, hints, 0.25) == [0, 2]
+    groups = [[Row(0.0)] * 4, [Row(0.0)] * 4, [Row(0.0)] * 3 + [Row(1.0)]]
+    prompts = [Prompt(Problem("", "", ""), [0], hinted) for hinted in ([1], None, [1])]
+
+    def failed(threshold):
+        return [k for k in range(3) if fails(groups[k], prompts[k], threshold)]
+
+    assert failed(0.0) == [0]
+    assert failed(0.25) == [0, 2]

@@ -1,4 +1,4 @@
-"""Thirty steps of each script raise held-out pass@1 by more than three standard errors."""
+"""Fifteen steps of each script, at twice its learning rate or more, raise held-out pass@1 by more than three standard errors."""
 
 import json
 import math
@@ -10,13 +10,15 @@ import pytest
 
 from tests.test_runs import train
 
-EVALUATION = {"steps": 30, "prompts": 32, "n": 8, "eval_problems": 256, "eval_n": 32, "eval_every": 0, "save_every": 0}
+EVALUATION = {"steps": 15, "prompts": 32, "n": 8, "eval_problems": 256, "eval_n": 32,
+              "eval_every": 0, "save_every": 0}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """eval_base.json of a run without steps."""
-    run_dir = train("grpo", run_dir=str(tmp_path_factory.mktemp("base") / "run"), **{**EVALUATION, "steps": 0})
+    run_dir = str(tmp_path_factory.mktemp("base") / "run")
+    run_dir = train("grpo", run_dir=run_dir, **{**EVALUATION, "steps": 0})
     return run_dir / "eval_base.json"
 
 
@@ -25,23 +27,22 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize(
     "script, args",
     [
-        ("grpo", {}),
-        ("guide_grpo", {}),
-        ("ppo", {"critic_warmup": 2}),
-        ("guide_ppo", {"critic_warmup": 2}),
-        ("nsr", {"reinforce": "nsr", "lr": 6e-5}),  # twice the default, to see it in 30 steps
+        ("grpo", {"lr": 2e-4}),
+        ("guide_grpo", {"lr": 2e-4}),
+        ("ppo", {"lr": 2e-4, "critic_warmup": 2}),
+        ("guide_ppo", {"lr": 2e-4, "critic_warmup": 2, "steps": 12}),
+        ("nsr", {"reinforce": "nsr", "lr": 1.2e-4}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("reinforce", ""),
 )
-def test_thirty_steps_raise_held_out_pass_at_1(script, args, base, tmp_path):
+def test_fifteen_steps_raise_held_out_pass_at_1(script, args, base, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     shutil.copy(base, run_dir)  # the same for all: the scripts take it as it is
-    train(script, run_dir=str(run_dir), **EVALUATION, **args)
-    before, after = (
-        np.array([row["c"] / row["n"] for row in json.loads((run_dir / f"eval_{name}.json").read_text())["problems"]])
-        for name in ("base", "trained")
-    )
+    train(script, run_dir=str(run_dir), **{**EVALUATION, **args})
+    results = [json.loads((run_dir / f"eval_{name}.json").read_text()) for name in ("base", "trained")]
+    before, after = (np.array([row["c"] / row["n"] for row in result["problems"]]) for result in results)
     error = (after - before).std(ddof=1) / math.sqrt(len(before))
-    assert (after - before).mean() > 3 * error, f"pass@1 {before.mean():.3f} -> {after.mean():.3f}, standard error {error:.3f}"
+    said = f"pass@1 {before.mean():.3f} -> {after.mean():.3f}, standard error {error:.3f}"
+    assert (after - before).mean() > 3 * error, said
     assert os.path.getsize(run_dir / "curves.png") > 10_000

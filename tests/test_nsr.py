@@ -10,7 +10,8 @@ RIGHT, WRONG = torch.tensor(1.0), torch.tensor(0.0)
 
 @pytest.mark.parametrize(
     "reinforce, lam, right, wrong",
-    [("psr", 9, 1, 0), ("nsr", 9, 0, -1), ("w-reinforce", 0.1, 0.1, -1), ("w-reinforce", 1, 1, -1), ("w-reinforce", 0, 0, -1)],
+    [("psr", 9, 1, 0), ("nsr", 9, 0, -1), ("w-reinforce", 0.1, 0.1, -1), ("w-reinforce", 1, 1, -1),
+     ("w-reinforce", 0, 0, -1)],
 )
 def test_advantages_by_hand(reinforce, lam, right, wrong):
     A_N = signed_advantages(torch.stack([RIGHT, WRONG, RIGHT]), reinforce, lam)
@@ -18,7 +19,7 @@ def test_advantages_by_hand(reinforce, lam, right, wrong):
 
 
 def on_policy_gradient(z, v, A):
-    """d loss / d logits of one token v sampled from softmax(z), with the advantage A, through the script's loss."""
+    """d loss / d logits of a token v sampled from softmax(z), with advantage A, through the script's loss."""
     z = z.clone().requires_grad_()
     logp = z.log_softmax(-1)[v].reshape(1, 1)
     loss_NT, _ = policy_loss(logp, logp.detach(), torch.tensor([[A]], dtype=z.dtype), 0.2, 0.2)
@@ -26,7 +27,10 @@ def on_policy_gradient(z, v, A):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("reward, reinforce", [(RIGHT, "psr"), (WRONG, "nsr"), (RIGHT, "w-reinforce"), (WRONG, "w-reinforce")])
+@pytest.mark.parametrize(
+    "reward, reinforce",
+    [(RIGHT, "psr"), (WRONG, "nsr"), (RIGHT, "w-reinforce"), (WRONG, "w-reinforce")],
+)
 def test_gradient_on_every_logit_is_the_papers_closed_form(seed, reward, reinforce):
     z = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     pi, v = z.softmax(-1), seed
@@ -51,7 +55,8 @@ def test_psr_sharpens_and_nsr_hands_the_mass_to_the_prior():
     gain = nsr - pi
     assert gain[0] < 0 and (gain[1:] > 0).all() and gain.sum().abs() < 1e-12 and entropy(nsr) > entropy(pi)
     assert (gain[1:-1] > gain[2:]).all()  # the likelier a token was, the more of the mass it gets
-    # to first order, a logit step dz moves pi_u by pi_u (dz_u - sum_w pi_w dz_w), here with dz_u = pi_u and dz_0 = pi_0 - 1
+    # to first order, a logit step dz moves pi_u by pi_u (dz_u - sum_w pi_w dz_w), here with dz_u = pi_u and
+    # dz_0 = pi_0 - 1
     small = (z - 1e-6 * on_policy_gradient(z, 0, -1.0)).softmax(-1)
     mean = (pi**2).sum() - pi[0]
     torch.testing.assert_close((small - pi)[1:] / 1e-6, (pi * (pi - mean))[1:], atol=1e-5, rtol=0)

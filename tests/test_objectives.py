@@ -1,9 +1,10 @@
 """For each of the five: large on-policy batches climb the gradient that the script states, exactly.
 
-The policy is a table of logits over every prefix of a response of T tokens, one table a prompt; the reward of each of the
-V^T responses is fixed. Batches are sampled from it and go through the scripts' own functions. The exact gradients are
-sums over all responses, by autograd through plain probabilities: no log-probs, ratios, losses or samples.
-In every test, the mean over many batches may be off by what its standard error allows and no more.
+The policy is a table of logits over every prefix of a response of T tokens, one table a prompt; the reward of
+each of the V^T responses is fixed. Batches are sampled from it and go through the scripts' own functions. The
+exact gradients are sums over all responses, by autograd through plain probabilities: no log-probs, ratios,
+losses or samples. In every test, the mean over many batches may be off by what its standard error allows and
+no more.
 """
 
 from itertools import product
@@ -17,20 +18,25 @@ import guide_grpo
 import guide_ppo
 import nsr
 import ppo
+from data import Problem, Prompt
 
 V, T, G, B = 3, 2, 4, 600  # vocabulary, response tokens, samples a prompt, groups a batch
 RESPONSES = torch.tensor(list(product(range(V), repeat=T)))  # [V^T, T]
-PREFIX = torch.stack([torch.zeros(V**T, dtype=torch.long), 1 + RESPONSES[:, 0]], 1)  # which row of the table each token reads
-RIGHT = torch.tensor([[0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 1, 1, 1, 0, 1]]).double()
+PREFIX = torch.stack([torch.zeros(V**T, dtype=torch.long), 1 + RESPONSES[:, 0]], 1)  # row each token reads
+RIGHT = torch.tensor(
+    [[0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 1, 1, 1, 0, 1]]
+).double()
 X = len(RIGHT)  # prompts: a hard one, that groups of G mostly fail, a middling and an easy one
 
 
 def table(seed: int) -> torch.Tensor:
     """Logits [X, prefixes, V]."""
-    return torch.randn(X, 1 + V, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(X, 1 + V, V, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-POLICY, HINTED, REFERENCE = table(1), table(37), table(5)  # success .14 .45 .94 without and .51 .58 .81 with a hint
+# success .14 .45 .94 without and .51 .58 .81 with a hint
+POLICY, HINTED, REFERENCE = table(1), table(37), table(5)
 
 
 def all_logp(logits: torch.Tensor) -> torch.Tensor:
@@ -73,7 +79,7 @@ def success(logits: torch.Tensor) -> torch.Tensor:
     return (chances(logits) * RIGHT).sum(1)
 
 
-# ---- grpo ------------------------------------------------------------------------------------------------------------
+# ---- grpo --------------------------------------------------------------------------------------------------
 
 def group_weight(p: float, norm_std: bool) -> float:
     """How strongly GRPO climbs p(x): its gradient is this times the gradient of p(x), for rewards 0 and 1.
@@ -106,11 +112,13 @@ def test_grpo_climbs_the_success_rate_of_each_prompt_with_a_known_weight(norm_st
     assert agrees(batch, exact(p.mean())) > 10  # the prompts' weights do matter, and show
 
 
-# ---- nsr -------------------------------------------------------------------------------------------------------------
+# ---- nsr ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("reinforce, lam", [("psr", 0.1), ("nsr", 0.1), ("w-reinforce", 0.1), ("w-reinforce", 1.0)])
+@pytest.mark.parametrize(
+    "reinforce, lam", [("psr", 0.1), ("nsr", 0.1), ("w-reinforce", 0.1), ("w-reinforce", 1.0)]
+)
 def test_nsr_climbs_the_expected_signed_reward(reinforce, lam):
-    """PSR, NSR, W-REINFORCE: E[A(y)] with A = +1 or 0, 0 or -1, lam or -1; an update divides it by the share of kept rows."""
+    """PSR, NSR, W-REINFORCE: E[A(y)] with A = +1 or 0, 0 or -1, lam or -1, over the share of kept rows."""
     right, wrong = {"psr": (1.0, 0.0), "nsr": (0.0, -1.0), "w-reinforce": (lam, -1.0)}[reinforce]
     p_XY = chances(POLICY)
     A_XY = RIGHT * right + (1 - RIGHT) * wrong
@@ -123,12 +131,13 @@ def test_nsr_climbs_the_expected_signed_reward(reinforce, lam):
         loss_NT, _ = nsr.policy_loss(logp_NT, logp_NT.detach(), A_N[kept, None], 0.2, 0.2)
         # "token" divides by the tokens of the rows that were kept: the stated objective is over those
         share = kept.double().mean()
-        return gradient(nsr.aggregate(loss_NT, torch.ones_like(loss_NT) > 0, "token", int(kept.sum()) * T, 0, T)) * T * share
+        loss = nsr.aggregate(loss_NT, torch.ones_like(loss_NT) > 0, "token", int(kept.sum()) * T, 0, T)
+        return gradient(loss) * T * share
 
     assert agrees(batch, exact((p_XY * A_XY).sum(1).mean())) < 4.5
 
 
-# ---- ppo -------------------------------------------------------------------------------------------------------------
+# ---- ppo ---------------------------------------------------------------------------------------------------
 
 def values(x_N, y_N, truth: bool = False) -> torch.Tensor:
     """A critic's V(x, y_<t), [N, T]: of the policy in truth, or any other numbers of the prefix."""
@@ -136,9 +145,11 @@ def values(x_N, y_N, truth: bool = False) -> torch.Tensor:
         V_XP = torch.randn(X, 1 + V, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     else:
         p_XY = chances(POLICY.detach())
-        after = torch.stack([((p_XY * RIGHT)[:, RESPONSES[:, 0] == v]).sum(1) / p_XY[:, RESPONSES[:, 0] == v].sum(1)
-                             for v in range(V)], 1)
-        V_XP = torch.cat([(p_XY * RIGHT).sum(1, keepdim=True), after], 1)
+        after = []
+        for v in range(V):
+            here = RESPONSES[:, 0] == v
+            after.append((p_XY * RIGHT)[:, here].sum(1) / p_XY[:, here].sum(1))
+        V_XP = torch.stack([(p_XY * RIGHT).sum(1), *after], 1)
     return V_XP[x_N[:, None], PREFIX[y_N]]
 
 
@@ -149,9 +160,11 @@ def ppo_advantages(x_N, y_N, truth: bool, lam: float, beta: float) -> torch.Tens
     return ppo.gae(rewards_NT, values(x_N, y_N, truth), mask_NT, 1.0, lam)[0]
 
 
-@pytest.mark.parametrize("truth, lam, beta", [(False, 1.0, 0.0), (False, 1.0, 0.3), (True, 0.0, 0.0), (True, 0.7, 0.0)])
+@pytest.mark.parametrize(
+    "truth, lam, beta", [(False, 1.0, 0.0), (False, 1.0, 0.3), (True, 0.0, 0.0), (True, 0.7, 0.0)]
+)
 def test_ppo_climbs_reward_less_kl_for_any_critic(truth, lam, beta):
-    """E[r] - beta KL(pi | ref): with lambda 1 whatever the critic says, with lambda < 1 for a critic that is right."""
+    """E[r] - beta KL(pi | ref): with lambda 1 for any critic, with lambda < 1 for one that is right."""
     p_XY, q_XY = chances(POLICY), chances(REFERENCE).detach()
     objective = (p_XY * (RIGHT - beta * (p_XY / q_XY).log())).sum(1).mean()
 
@@ -159,8 +172,10 @@ def test_ppo_climbs_reward_less_kl_for_any_critic(truth, lam, beta):
         x_B, y_BG = draw(POLICY, seed)
         x_N, y_N = x_B.repeat_interleave(G), y_BG.flatten()
         logp_NT = all_logp(POLICY)[x_N, y_N]
-        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), ppo_advantages(x_N, y_N, truth, lam, beta), 0.2, 0.2)
-        return gradient(ppo.aggregate(loss_NT, torch.ones_like(loss_NT) > 0, "token", B * G * T, B * G, T)) * T
+        A_NT = ppo_advantages(x_N, y_N, truth, lam, beta)
+        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), A_NT, 0.2, 0.2)
+        everything = torch.ones_like(loss_NT) > 0
+        return gradient(ppo.aggregate(loss_NT, everything, "token", B * G * T, B * G, T)) * T
 
     assert agrees(batch, exact(objective)) < 4.5
 
@@ -170,7 +185,8 @@ def test_ppo_is_biased_by_a_wrong_critic_when_lambda_is_below_1():
         x_B, y_BG = draw(POLICY, seed)
         x_N, y_N = x_B.repeat_interleave(G), y_BG.flatten()
         logp_NT = all_logp(POLICY)[x_N, y_N]
-        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), ppo_advantages(x_N, y_N, False, 0.0, 0.0), 0.2, 0.2)
+        A_NT = ppo_advantages(x_N, y_N, False, 0.0, 0.0)
+        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), A_NT, 0.2, 0.2)
         return gradient(loss_NT.sum() / (B * G))
 
     assert agrees(batch, exact(success(POLICY).mean())) > 10
@@ -188,45 +204,50 @@ def test_whitening_divides_the_gradient_by_the_spread_of_the_advantages():
         x_N, y_N = x_B.repeat_interleave(G), y_BG.flatten()
         A_NT = ppo_advantages(x_N, y_N, True, 1.0, 0.0)
         logp_NT = all_logp(POLICY)[x_N, y_N]
-        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), ppo.whitened(A_NT, torch.ones_like(A_NT) > 0), 0.2, 0.2)
+        white_NT = ppo.whitened(A_NT, torch.ones_like(A_NT) > 0)
+        loss_NT, _ = ppo.policy_loss(logp_NT, logp_NT.detach(), white_NT, 0.2, 0.2)
         return gradient(loss_NT.sum() / len(x_N))
 
     assert agrees(batch, exact(success(POLICY).mean()) / std) < 4.5
 
 
-# ---- guidance --------------------------------------------------------------------------------------------------------
+# ---- guidance ----------------------------------------------------------------------------------------------
 
 def guided_sum(guide_ratio: str, gamma: float, weights_XYT: torch.Tensor) -> torch.Tensor:
-    """Per prompt, the sum over all hinted responses of their chance times w(rho_t) times the given weight of each token, [X].
+    """The sum over all hinted responses of their chance times w(rho_t) times each token's given weight, [X].
 
-    `sequence` is written as what it stands for: the same sum over plain responses, whose gradient acts token by token.
+    `sequence` is written as what it stands for: the same sum over plain responses, whose gradient acts token
+    by token.
     """
     hinted_XY = chances(HINTED).detach()
-    plain_XYT, hinted_XYT = POLICY.softmax(-1)[:, PREFIX, RESPONSES], HINTED.detach().softmax(-1)[:, PREFIX, RESPONSES]
-    rho_XYT = plain_XYT / hinted_XYT
+    plain_XYT = POLICY.softmax(-1)[:, PREFIX, RESPONSES]
+    rho_XYT = plain_XYT / HINTED.detach().softmax(-1)[:, PREFIX, RESPONSES]
     if guide_ratio == "sequence":
-        return ((plain_XYT / plain_XYT.detach()) * weights_XYT * plain_XYT.detach().prod(-1, keepdim=True)).sum((1, 2))
+        still_XYT = plain_XYT.detach()
+        return (plain_XYT / still_XYT * weights_XYT * still_XYT.prod(-1, keepdim=True)).sum((1, 2))
     if guide_ratio == "shaped":
         rho_XYT = rho_XYT / (rho_XYT + gamma)
     return (hinted_XY[..., None] * rho_XYT * weights_XYT).sum((1, 2))
 
 
 class Sampled:
-    def __init__(self, problem, reward):
-        self.problem, self.reward = problem, reward
+    def __init__(self, reward):
+        self.reward = reward
 
 
 def guided_batch(script, x_B, y_BG, seed):
     """The failed groups, by the script's own test, and their hinted responses: (indices, y_FG)."""
-    groups = [[Sampled(x, r) for r in rewards] for x, rewards in zip(x_B.tolist(), RIGHT[x_B[:, None], y_BG].tolist())]
-    failed = torch.tensor(script.failed_groups(groups, [[1]] * X, 0.0))
-    p_FY = chances(HINTED.detach())[x_B[failed]]
-    return failed, torch.multinomial(p_FY, G, replacement=True, generator=torch.Generator().manual_seed(1000 + seed))
+    groups = [tuple(rewards) for rewards in RIGHT[x_B[:, None], y_BG].tolist()]
+    prompt = Prompt(Problem("", "", ""), [0], [1])
+    fails = {group: script.fails([Sampled(r) for r in group], prompt, 0.0) for group in set(groups)}
+    failed = torch.tensor([b for b, group in enumerate(groups) if fails[group]])
+    p_FY, generator = chances(HINTED.detach())[x_B[failed]], torch.Generator().manual_seed(1000 + seed)
+    return failed, torch.multinomial(p_FY, G, replacement=True, generator=generator)
 
 
 @pytest.mark.parametrize("guide_ratio", ["shaped", "none", "sequence"])
 def test_guide_grpo_climbs_plain_and_guided_terms(guide_ratio):
-    """Union: with the exact ratio the update of every prompt is a positive multiple of the gradient of p(x) itself."""
+    """Union: with the exact ratio each prompt's update is a positive multiple of p(x)'s gradient."""
     p, q, gamma = success(POLICY), success(HINTED).detach(), 0.8
     right = guided_sum(guide_ratio, gamma, RIGHT[..., None].expand(-1, -1, T))
     wrong = guided_sum(guide_ratio, gamma, 1 - RIGHT[..., None].expand(-1, -1, T))
@@ -239,7 +260,8 @@ def test_guide_grpo_climbs_plain_and_guided_terms(guide_ratio):
             up, down = (1 - J / (2 * G)) / std, -J / (2 * G) / std
             chance = (1 - px) ** G * comb(G, J) * qx**J * (1 - qx) ** (G - J)
             plain = down * G * (1 - p[x]) / (1 - px)  # the G failed plain rows
-            objective = objective + chance / G * (up * J * right[x] / qx + down * (G - J) * wrong[x] / (1 - qx) + plain)
+            hinted = up * J * right[x] / qx + down * (G - J) * wrong[x] / (1 - qx)
+            objective = objective + chance / G * (hinted + plain)
     if guide_ratio == "sequence":
         for climbed, of_p in zip(exact(objective), exact(p.sum())):
             slope = (climbed * of_p).sum() / (of_p * of_p).sum()
@@ -255,8 +277,9 @@ def test_guide_grpo_climbs_plain_and_guided_terms(guide_ratio):
         A_BG[failed] = union_F2G[:, :G]
         A_N1 = torch.cat([A_BG.flatten(), union_F2G[:, G:].flatten()])[:, None]
         logp = all_logp(POLICY)
-        plain_NT, across_NT = logp[x_B[:, None], y_BG].flatten(0, 1), logp[x_B[failed][:, None], y_FG].flatten(0, 1)
-        old_NT = torch.cat([plain_NT.detach(), all_logp(HINTED).detach()[x_B[failed][:, None], y_FG].flatten(0, 1)])
+        plain_NT, hinted_at = logp[x_B[:, None], y_BG].flatten(0, 1), (x_B[failed][:, None], y_FG)
+        across_NT = logp[hinted_at].flatten(0, 1)
+        old_NT = torch.cat([plain_NT.detach(), all_logp(HINTED).detach()[hinted_at].flatten(0, 1)])
         guided_N = torch.arange(len(A_N1)) >= len(plain_NT)
         logp_NT = torch.cat([plain_NT, across_NT])
         loss_NT, _ = guide_grpo.policy_loss(

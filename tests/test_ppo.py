@@ -1,4 +1,4 @@
-"""PPO's estimators by hand and against direct sums; a whole step of `main` against REINFORCE and a naive implementation."""
+"""PPO's estimators by hand and against direct sums; a whole step of `main` against a naive implementation."""
 
 import json
 import math
@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo import explained_variance, gae, value_loss, whitened
-from tests.test_loop import BASE, MODEL, TIGHT, full_logp, naive_weights, noisy
+from tests.test_loop import BASE, MODEL, TIGHT, flat_weights, full_logp, naive_weights, noisy, sgd
+from tests.test_loop import few_problems as few_problems  # of every test here too
 
 LENGTHS = torch.tensor([5, 1, 3])
 MASK = torch.arange(5) < LENGTHS[:, None]
@@ -74,12 +75,13 @@ def test_value_loss_by_hand(value, old, target, loss, clipped):
 
 def test_explained_variance_by_hand():
     R = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    assert explained_variance(R, R) == 1 and explained_variance(R * 0 + 7, R) == 0 and explained_variance(-R, R) == -3
+    assert explained_variance(R, R) == 1 and explained_variance(R * 0 + 7, R) == 0
+    assert explained_variance(-R, R) == -3
     assert explained_variance(R, R * 0) == 0
 
 
 def naive_step(args, groups, critic_head):
-    """The policy after one rollout batch, and (row, A, returns, hidden states) of every row, by the first critic."""
+    """The policy after a rollout batch; (row, A, returns, hidden states) of each row, by the first critic."""
     model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
     T, rows, all_A, critic_rows = args["temperature"], [], [], []
     for g, group in enumerate(groups):
@@ -162,7 +164,7 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
         return groups
 
     monkeypatch.setattr(module, "rollout", recorded)
-    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, weight_decay, fused: torch.optim.SGD(params, lr=lr))
+    monkeypatch.setattr(torch.optim, "AdamW", sgd)
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
     groups = list(sampled[0])
     failed = [i for i, group in enumerate(groups) if not any(row.reward for row in group)]
@@ -171,12 +173,11 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
         groups[i] = groups[i] + hinted
     assert any(row.reward for group in groups for row in group)
     expected, rows = naive_step(args, groups, critic_head)
-    actual = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(run / "final").parameters()])
-    start = torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(MODEL).parameters()])
-    moved = (expected - start).norm()
+    actual, moved = flat_weights(run / "final"), (expected - flat_weights(MODEL)).norm()
     assert moved > 1e-4 and (actual - expected).norm() < 2e-3 * moved
 
-    # The critic's first step moves its head by lr / tokens * sum of (R_t - V_t) h_t, h_t read before token t, plain context.
+    # The critic's first step moves its head by lr / tokens * sum of (R_t - V_t) h_t, h_t read before token t,
+    # plain context.
     if args["critic_lr"]:
         toward = sum((R - hidden_TD @ critic_head) @ hidden_TD for _, _, R, hidden_TD in rows)
         moved = critic_head + args["critic_lr"] * toward / sum(len(row.response) for row, *_ in rows)
@@ -189,7 +190,8 @@ def test_warm_up_moves_the_critic_alone(tmp_path):
     ppo = import_module("ppo")
     args = {**PPO, "critic_lr": 1e-3, "critic_warmup": 2, "steps": 2, "lr": 1e-3}
     run = ppo.main(ppo.Args(**args, run_dir=str(tmp_path / "run")))
-    before, after = (AutoModelForCausalLM.from_pretrained(path).parameters() for path in (MODEL, run / "final"))
-    same = [torch.equal(a, b) for a, b in zip(before, after)]
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (MODEL, run / "final"))
+    same = [torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters())]
     first, second = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    assert all(same) and first["critic/value"] == 0 and second["critic/value"] != 0 and second["train/updates"] == 0
+    assert all(same) and second["train/updates"] == 0
+    assert first["critic/value"] == 0 and second["critic/value"] != 0

@@ -1,6 +1,7 @@
 """Several processes do what one does: the same steps from the same samples, checkpoints for any number, one end.
 
-The tests start this file as a program with torchrun: two processes with gloo on the CPU run every case one after the other.
+The tests start this file as a program with torchrun: two processes with gloo on the CPU run every case one
+after the other, while this one runs them alone.
 """
 
 import json
@@ -21,24 +22,32 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
+from data import UserError
 from grpo import token_logprobs
+from machinery import ranks
+from machinery import sampler as sampling
+from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from machinery.ranks import gather, rank, shard
+from machinery.run import write_json
+from machinery.sampler import TransformersSampler
 from tests.bench_memory import random_model, rows
 
 MODEL = "assets/countdown"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
-BASE = {"steps": 3, "prompts": 4, "n": 4, "micro_tokens": 150, "seed": 3, "eval_problems": 3, "eval_n": 2, "eval_every": 0,
-        "save_every": 0, "device": "cpu", "grad_clip": 1.0, "lr": 0.3}
+BASE = {"steps": 3, "prompts": 4, "n": 4, "micro_tokens": 150, "seed": 3, "eval_problems": 3, "eval_n": 2,
+        "eval_every": 0, "save_every": 0, "device": "cpu", "grad_clip": 1.0, "lr": 0.3}
 CRITIC = {"critic_warmup": 1, "critic_lr": 0.01, "loss_agg": "sequence"}
 CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
-    "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown", "gradient_checkpointing": True}),
+    "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown",
+                             "gradient_checkpointing": True}),
     "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence"}),
-    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # that one has all failed groups
+    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # it has all failed groups
     "nsr": ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
     "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "steps": 4}),
-    "ppo": ("ppo", {"mini_batches": 4, "n": 3, "beta": 0.1, **CRITIC, "micro_tokens": 1}),  # of 3 rows an update rank 1 has 1
+    # Of 3 rows an update rank 1 has 1.
+    "ppo": ("ppo", {"mini_batches": 4, "n": 3, "beta": 0.1, **CRITIC, "micro_tokens": 1}),
     "guide_ppo": ("guide_ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
-    "guide_ppo_of_one_prompt": ("guide_ppo", {"prompts": 1, **CRITIC}),
 }
 
 
@@ -46,12 +55,15 @@ def same_samples() -> None:
     """Sampling becomes a function of the prompt and the step, whichever rank does it."""
 
     def generate(self, prompts, n, temperature, max_tokens, seed, top_p, top_k):
-        seeds = [int(np.random.SeedSequence([seed, *prompt]).generate_state(1)[0]) for prompt in prompts]
-        return [alone(self, [prompt], n, temperature, max_tokens, s, top_p, top_k)[0] for prompt, s in zip(prompts, seeds)]
+        groups = []
+        for prompt in prompts:
+            own = int(np.random.SeedSequence([seed, *prompt]).generate_state(1)[0])
+            groups += alone(self, [prompt], n, temperature, max_tokens, own, top_p, top_k)
+        return groups
 
-    alone = evaluate.TransformersSampler._generate
-    evaluate.TransformersSampler._generate = generate
-    evaluate.own_seed = lambda seed: seed
+    alone = TransformersSampler._generate
+    TransformersSampler._generate = generate
+    sampling.world = lambda: 1  # no stream of a rank's own
 
 
 def train(script: str, folder: Path, **args) -> Path:
@@ -62,7 +74,8 @@ def train(script: str, folder: Path, **args) -> Path:
 
 def sgd_cases(folder: Path):
     adamw = torch.optim.AdamW
-    torch.optim.AdamW = lambda params, lr, weight_decay, fused: torch.optim.SGD(params, lr=lr)  # keeps rounding small
+    # Keeps rounding small.
+    torch.optim.AdamW = lambda params, lr, weight_decay, fused: torch.optim.SGD(params, lr=lr)
     for name, (script, change) in CASES.items():
         train(script, folder / name, **{**BASE, **change})
     torch.optim.AdamW = adamw
@@ -87,9 +100,10 @@ def weights(run: Path) -> torch.Tensor:
     return weights_of(run / "final")
 
 
-def torchrun(*command) -> subprocess.CompletedProcess:
+def torchrun(*command) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    return subprocess.run([*TORCHRUN, *map(str, command)], capture_output=True, text=True, timeout=600, env=env)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*TORCHRUN, *map(str, command)], text=True, env=env, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +119,16 @@ def runs(tmp_path_factory):
     for name in ("one", "two", "resumed"):
         (folder / name).mkdir()
         os.symlink(folder / "untied", folder / name / "untied")
-    done = torchrun(__file__, "cases", folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    alone, own_seed = evaluate.TransformersSampler._generate, evaluate.own_seed
-    same_samples()
-    sgd_cases(folder / "one")
-    run_evaluation(folder / "one.json")
-    yield folder
-    evaluate.TransformersSampler._generate, evaluate.own_seed = alone, own_seed
+    process = torchrun(__file__, "cases", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformersSampler, "_generate", TransformersSampler._generate)  # put back
+        patch.setattr(sampling, "world", sampling.world)
+        same_samples()
+        sgd_cases(folder / "one")
+        run_evaluation(folder / "one.json")
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, out[-3000:] + err[-6000:]
+        yield folder
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -130,22 +146,29 @@ def test_two_processes_take_the_steps_of_one(case, runs):
             if key == "critic/clip_fraction":  # V_old + (V - V_old) is not V to the last bit
                 continue
             assert mine[key] == pytest.approx(theirs[key], abs=2e-5, rel=1e-4), key
+        if mine["train/rows"] > 1:  # a rank's own tokens
+            whole, part = (m["perf/update_tokens_per_s"] * m["time/update"] for m in (mine, theirs))
+            assert 0.3 * whole < part < 0.7 * whole
     rollouts = [(run / "rollouts.jsonl").read_text().splitlines() for run in (one, two)]
     assert len(rollouts[0]) == len(rollouts[1])
-    assert (two / "eval_trained.json").exists() and len(json.loads((two / "eval_base.json").read_text())["problems"]) == 3
+    assert (two / "eval_trained.json").exists()
+    assert len(json.loads((two / "eval_base.json").read_text())["problems"]) == 3
     if "ppo" in case:
         critics = [import_module("ppo").Critic(MODEL) for _ in range(2)]
         for run, critic in zip((one, two), critics):
-            evaluate.load_checkpoint(run, {"critic": critic})
+            load_checkpoint(run, {"critic": critic})
         flat = [torch.cat([p.detach().flatten() for p in critic.parameters()]) for critic in critics]
-        base = torch.cat([p.detach().flatten() for p in import_module("ppo").Critic(MODEL).parameters()])
+        start = import_module("ppo").Critic(MODEL)
+        base = torch.cat([p.detach().flatten() for p in start.parameters()])
         assert (flat[0] - base).abs().max() > 1e-3 and (flat[0] - flat[1]).abs().max() < 1e-5
 
 
 def test_the_cases_hold_the_steps_in_which_one_rank_has_no_work(runs):
     guided = metrics(runs / "two/guide_grpo_of_one_rank")
-    assert any(0 < m["guide/failed"] <= 0.5 for m in guided)  # one failed group of two: one rank samples with a hint
-    assert {1, 0} <= {m["train/rows"] for m in metrics(runs / "two/nsr_of_one_rank")}  # one row: one rank has none at all
+    # One failed group of two: one rank samples with a hint.
+    assert any(0 < m["guide/failed"] <= 0.5 for m in guided)
+    # One row: one rank has none at all.
+    assert {1, 0} <= {m["train/rows"] for m in metrics(runs / "two/nsr_of_one_rank")}
 
 
 def test_bfloat16_gradients_are_added_up_in_float32(runs):
@@ -187,7 +210,8 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     args = {**BASE, "steps": 5000, "lr": 1e-4}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in args.items()]
     out = open(tmp_path / "out", "w+")
-    process = subprocess.Popen([*TORCHRUN, "guide_grpo.py", *flags, f"--run-dir={run}"], stdout=out, stderr=subprocess.DEVNULL)
+    command = [*TORCHRUN, "guide_grpo.py", *flags, f"--run-dir={run}"]
+    process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
     while not (run / "metrics.jsonl").exists() or not metrics(run):
         assert process.poll() is None
         time.sleep(0.05)
@@ -200,14 +224,15 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     assert out.read().splitlines()[-1] == (
         f"stopped by SIGTERM after step {steps}; go on with: {torchrun} guide_grpo.py --resume {run}"
     )
-    assert [path.name for path in evaluate.checkpoints(run)] == [f"step-{steps:06d}"]
+    assert [path.name for path in checkpoints(run)] == [f"step-{steps:06d}"]
 
 
 def test_a_users_mistake_is_one_line_of_rank_0(tmp_path):
-    done = torchrun("grpo.py", "--n=1", f"--run-dir={tmp_path}/run")
-    assert done.returncode != 0
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: --n 1: GRPO compares the samples of a prompt with each other, use --n 2 or more"
+    process = torchrun("grpo.py", "--n=1", f"--run-dir={tmp_path}/run")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        "error: --n 1: GRPO compares the samples of a prompt with each other, use --n 2"
     ]
 
 
@@ -219,71 +244,81 @@ def test_a_checkpoint_that_one_rank_cannot_write_keeps_the_last_one(runs):
 
 def test_evaluation_is_shared_and_keeps_the_order(runs):
     one, two = (json.loads((runs / name).read_text()) for name in ("one.json", "two.json"))
-    assert [row["id"] for row in one["problems"]] == [row["id"] for row in two["problems"]] and len(two["problems"]) == 7
+    assert [row["id"] for row in one["problems"]] == [row["id"] for row in two["problems"]]
+    assert len(two["problems"]) == 7
     assert [row["c"] for row in one["problems"]] == [row["c"] for row in two["problems"]]
     assert one["verdicts"] == two["verdicts"] and sum(two["verdicts"].values()) == 7 * 16
 
 
 def run_evaluation(out: Path) -> None:
-    argv, sys.argv = sys.argv, f"evaluate.py --model {MODEL} --limit 7 --n 16 --device cpu --out {out}".split()
-    evaluate.main()
-    sys.argv = argv
+    evaluate.main(evaluate.Args(model=MODEL, limit=7, n=16, device="cpu", out=str(out)))
 
 
 def full_disk(folder: Path) -> None:
     """Rank 1 cannot write: as a full disk of its machine."""
     (folder / "full").mkdir(exist_ok=True)
-    model = evaluate.shard(torch.nn.Linear(512, 512), "cpu")
-    evaluate.save_checkpoint(folder / "full", 1, {"model": model}, keep=1)
+    model = shard(torch.nn.Linear(512, 512), "cpu")
+    save_checkpoint(folder / "full", 1, {"model": model}, keep=1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if evaluate.rank() == 1:
+    if rank() == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        evaluate.save_checkpoint(folder / "full", 2, {"model": model}, keep=1)
+        save_checkpoint(folder / "full", 2, {"model": model}, keep=1)
         said = "nothing"
-    except evaluate.UserError as error:
+    except UserError as error:
         said = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    evaluate.write_json(folder / "full.json", evaluate.gather([said]))
+    write_json(folder / "full.json", gather([said]))
+
+
+class Mixed(torch.nn.Module):
+    """As grpo.Policy, with the autocast of a GPU on the CPU."""
+
+    def __init__(self, enabled: bool):
+        super().__init__()
+        self.backbone, self.enabled = random_model("tiny", "cpu", vocab_size=512), enabled
+
+    def forward(self, *ids, chunk: int):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled, cache_enabled=False):
+            return token_logprobs(self.backbone, *ids, 1.0, chunk=chunk)
 
 
 def bfloat16(folder: Path) -> None:
-    """Gradients of the head, for one chunk of tokens and for 64, and of a layer: shard's policy for a GPU, run by gloo."""
-    mesh = evaluate.init_device_mesh
+    """Gradients of the head, for one chunk of tokens and for 64, and of a layer: a GPU's policy, by gloo."""
+    mesh = ranks.init_device_mesh
     found = {}
     for device in ("cpu", "cuda"):
-        evaluate.init_device_mesh = lambda _, shape: mesh("cpu", shape)
-        model = evaluate.shard(random_model("tiny", "cpu", vocab_size=2048), device)
-        model.train()
-        model.gradient_checkpointing_enable()
-        for chunk in (2**26, 2**16):
+        ranks.init_device_mesh = lambda _, shape: mesh("cpu", shape)
+        model = shard(Mixed(enabled=device == "cuda"), device, gradient_checkpointing=True)
+        backbone = model.backbone
+        for chunk in (2**26, 2**12):
             model.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
-                logp_NT, _, _ = token_logprobs(model, *rows(4, 16, 512, 2048, "cpu"), 1.0, chunk=chunk)
+            logp_NT, _, _ = model(*rows(4, 16, 128, 512, "cpu"), chunk=chunk)
             logp_NT.sum().backward()
-            both = model.get_output_embeddings().weight, model.base_model.layers[0].mlp.up_proj.weight
+            both = backbone.get_output_embeddings().weight, backbone.base_model.layers[0].mlp.up_proj.weight
             found[device, chunk] = [weight.grad.full_tensor() for weight in both]
-    evaluate.init_device_mesh = mesh
-    errors = [
-        [((a - b).norm() / b.norm()).item() for a, b in zip(found["cuda", chunk], found["cpu", chunk])]
-        for chunk in (2**26, 2**16)
-    ]
-    evaluate.write_json(folder / "bfloat16.json", errors)
+    ranks.init_device_mesh = mesh
+    errors = []
+    for chunk in (2**26, 2**12):
+        pairs = zip(found["cuda", chunk], found["cpu", chunk])
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in pairs])
+    write_json(folder / "bfloat16.json", errors)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
-    evaluate.join_ranks("cpu")
+    ranks.join("cpu")
     full_disk(folder)
     bfloat16(folder)
     same_samples()
     sgd_cases(folder / "two")
     run_evaluation(folder / "two.json")
     args = {**BASE, "lr": 1e-3, "critic_warmup": 1, "beta": 0.01}
-    train("ppo", folder / "resumed/whole", **{**args, "steps": 4, "save_every": 1})  # saved before the policy's first update
+    # Saved before the policy's first update too.
+    train("ppo", folder / "resumed/whole", **{**args, "steps": 4, "save_every": 1})
     half = train("ppo", folder / "resumed/two", **{**args, "steps": 2})
-    if evaluate.rank() == 0:
+    if rank() == 0:
         shutil.copytree(half, folder / "resumed/one")
         shutil.copytree(half, folder / "resumed/two_steps")
-    evaluate.gather([])
+    gather([])
     resume(half, 4)

@@ -1,4 +1,4 @@
-"""Whole runs of every script: what they leave, that a resumed run is the same run, what a user's mistakes lead to."""
+"""Whole runs of every script: what they leave, that a resumed run is the same, what mistakes lead to."""
 
 import json
 import math
@@ -40,7 +40,9 @@ def run(script: str, **args) -> subprocess.CompletedProcess:
 def train(script: str, **args) -> Path:
     """The same in this process, which saves the seconds of the imports."""
     module = import_module(script)
-    resumed = json.loads((Path(args["resume"]) / "args.json").read_text()) if "resume" in args else dict(SMALL)
+    resumed = dict(SMALL)
+    if "resume" in args:
+        resumed = json.loads((Path(args["resume"]) / "args.json").read_text())
     resumed.pop("script", None)
     return module.main(module.Args(**{**resumed, **args}))
 
@@ -69,7 +71,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     args = {**SMALL, "run_dir": run_dir, **({"critic_warmup": 1} if "ppo" in script else {})}
-    if script == "guide_ppo":  # as a process of its own; the others in this one, which saves the seconds of imports
+    if script == "guide_ppo":  # a process of its own; the others in this one, which saves the imports
         done = run(script, **args)
         assert done.returncode == 0, done.stderr
         out = done.stdout
@@ -79,8 +81,9 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         launch(module.main, module.Args)
         out = capsys.readouterr().out
     assert "pass@8" in out and "self-distillation" in out and out.splitlines()[-1].startswith("done: ")
-    left = "args.json checkpoint curves.png eval_base.json eval_trained.json final metrics.jsonl rollouts.jsonl"
-    assert sorted(p.name for p in run_dir.iterdir()) == left.split()
+    left = ["args.json", "checkpoint", "curves.png", "eval_base.json", "eval_trained.json", "final",
+            "metrics.jsonl", "rollouts.jsonl"]
+    assert sorted(p.name for p in run_dir.iterdir()) == left
     assert [m["step"] for m in metrics(run_dir)] == [1, 2]
     for m in metrics(run_dir):
         scored = sum(m[f"verify/{why}"] for why in ("right", "wrong", "no_answer", "timeout", "error"))
@@ -126,7 +129,7 @@ def wait_for(moment, process, seconds: float = 120.0) -> bool:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(tmp_path):
-    """Killed at its start, in a step, while a checkpoint is written; resumed each time: the same run, bit for bit.
+    """Killed at its start, in a step, while a checkpoint is written; resumed: the same run, bit for bit.
 
     KILLS=20 pytest tests/test_runs.py -k kill_9 -s    # more of them than the usual 3, and where they came
     """
@@ -194,7 +197,8 @@ def test_micro_batches_do_not_change_a_step(tmp_path):
     finals = []
     for micro_tokens in (1, 60, 100_000):
         run_dir = str(tmp_path / str(micro_tokens))
-        train("guide_grpo", run_dir=run_dir, steps=1, prompts=8, eval_every=0, micro_tokens=micro_tokens, lr=1e-3)
+        train("guide_grpo", run_dir=run_dir, steps=1, prompts=8, eval_every=0,
+              micro_tokens=micro_tokens, lr=1e-3)
         finals.append(torch.cat([w.flatten() for w in weights(Path(run_dir)).values()]))
     start = torch.cat([w.flatten() for w in load_file("assets/countdown/model.safetensors").values()])
     assert (finals[0] - start).abs().max() > 5e-4
@@ -207,7 +211,8 @@ def test_without_any_signal_nothing_moves_and_the_metrics_say_so(tmp_path, monke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "never.py").write_text("def right(completion, problem):\n    return False\n")
     sys.path.insert(0, str(tmp_path))
-    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right", filter_rounds=2)
+    run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right",
+                    filter_rounds=2)
     (m,) = metrics(run_dir)
     assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["guide/failed"] == 1
     assert m["verify/wrong"] == 2 * 3 * 16
@@ -223,8 +228,9 @@ def test_math_rows_with_hints_from_their_solutions(tmp_path):
     run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), data=str(file), template="guide", steps=1)
     shown = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
     guided = [row for row in shown if row["guided"]]
-    assert guided and "Hint: Doubling is adding" in guided[0]["sampled_from"] and "Hint" not in guided[0]["prompt"]
-    assert guided[0]["verdict"] == "no answer" and guided[0]["prompt"].startswith("<|im_start|>system\nPlease reason")
+    assert guided and "Hint: Doubling is adding" in guided[0]["sampled_from"]
+    assert "Hint" not in guided[0]["prompt"] and guided[0]["verdict"] == "no answer"
+    assert guided[0]["prompt"].startswith("<|im_start|>system\nPlease reason")
     assert not (run_dir / "eval_base.json").exists()  # a file has no test split
 
 
@@ -250,7 +256,8 @@ def finished(tmp_path_factory):
         ({"n": 1}, "--n 1: GRPO compares the samples of a prompt with each other"),
         ({"max_prompt": 5}, "longer than 5 tokens: raise --max-prompt"),
         ({"prompts": 5, "mini_batches": 2}, "--prompts 5 does not divide into --mini-batches 2"),
-        ({"run_dir": "{tmp}/columns.jsonl/run"}, "columns.jsonl/run (Not a directory): give another --run-dir"),
+        ({"run_dir": "{tmp}/columns.jsonl/run"},
+         "columns.jsonl/run (Not a directory): give another --run-dir"),
         ({"run_dir": "{finished}"}, "holds a run already: use --resume"),
         ({"resume": "{tmp}"}, "give the folder of a run"),
         ({"resume": "{finished}", "lr": 0.5}, "a resumed run keeps its args: --lr was 0.0001"),
@@ -276,12 +283,13 @@ def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypa
         launch(grpo.main, grpo.Args)
     said = exit.value.code
     assert str(said).startswith("error: ") and message in said and "\n" not in said
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # nothing of another run is touched
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # no other run is touched
 
 
 def test_a_users_mistake_ends_the_process_with_code_1():
     done = run("grpo", n=1)
-    assert done.returncode == 1 and done.stderr.startswith("error: --n 1: ") and "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --n 1: ") and "Traceback" not in done.stderr
 
 
 def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
@@ -290,7 +298,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.nn.init.ones_(model.weight)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: the file of 262 kB breaks off
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: 262 kB break off
     try:
         with pytest.raises(UserError, match=r"cannot write .*make room, then go on with --resume"):
             save_checkpoint(tmp_path, 2, {"model": model}, keep=1)
@@ -317,13 +325,15 @@ def test_signals_outside_of_a_step_end_at_once_and_within_one_after_it(tmp_path,
     try:
         with pytest.raises(SystemExit, match="143"):
             signal.raise_signal(signal.SIGTERM)
-        line = f"stopped outside of a step, nothing is lost; go on with: python grpo.py --resume {tmp_path}/run"
+        line = ("stopped outside of a step, nothing is lost; "
+                f"go on with: python grpo.py --resume {tmp_path}/run")
         assert capfd.readouterr().out.splitlines()[-1] == line
         run.step = 0
         signal.raise_signal(signal.SIGTERM)
         assert run.stop == signal.SIGTERM
         assert "finishing this step, then saving; once more ends at once" in capfd.readouterr().err
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGINT) == run._on_signal
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == run._on_signal
     finally:
         run.close()
     assert signal.getsignal(signal.SIGTERM) is before
