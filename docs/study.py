@@ -1,14 +1,13 @@
 """The study on Countdown: every algorithm, several seeds, tables and curves.
 
-    python docs/study.py                    # trains what is missing under runs/study, then writes docs/results.md and .png
+    python docs/study.py        # trains what is missing under runs/study, writes docs/results.md and .png
     python docs/study.py --seeds 1 --only grpo guide-grpo
 
-A finished run is not trained again, so an interrupted study goes on where it stopped, and the tables can be made again in
-seconds; after a change of a script, delete runs/study. A part of the study is printed, not written. Two runs share the
-machine, one thread each.
+A finished run is not trained again, so an interrupted study goes on where it stopped, and the tables can be
+made again in seconds; after a change of a script, delete runs/study. A part of the study is printed, not
+written. Two runs share the machine, one thread each.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -16,7 +15,9 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -45,12 +46,18 @@ PAIRS = [("Guide-GRPO", "GRPO"), ("Guide-GRPO, replace", "GRPO"), ("Guide-GRPO",
 PANELS = [("GRPO", "Guide-GRPO", "PPO", "Guide-PPO"), ("GRPO", "PSR", "NSR", "W-REINFORCE")]
 N = 256
 KS = [2**i for i in range(9)]
+BASE = ["evaluate.py", "--model", "assets/countdown", "--data", "countdown", "--limit", "256", "--n", str(N),
+        "--temperature", "1", "--top-p", "1", "--max-tokens", "16", "--out", str(STUDY / "base.json")]
+# Shapes: S seeds, P problems, K values of k.
 
+
+# ---- the runs ----------------------------------------------------------------------------------------------
 
 def call(log: Path, *command) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *command], cwd=HOME, env=environment, stdout=file, stderr=file, check=True)
+        output = {"stdout": file, "stderr": file}
+        subprocess.run([sys.executable, *command], cwd=HOME, env=environment, check=True, **output)
 
 
 def train(slug: str, seed: int) -> Path:
@@ -60,13 +67,15 @@ def train(slug: str, seed: int) -> Path:
             where = ["--resume", str(run)]
         else:
             run.mkdir(exist_ok=True)
-            shutil.copy(STUDY / "base.json", run / "eval_base.json")  # every run has the same base: measured once
+            shutil.copy(STUDY / "base.json", run / "eval_base.json")  # the same for every run: measured once
             where = ["--run-dir", str(run), "--seed", str(seed), "--eval-n", str(N), "--eval-every", "0"]
         call(STUDY / f"{slug}-s{seed}.log", *RUNS[slug][1:], *where)
         assert (run / "eval_trained.json").exists(), f"{run} was stopped: start the study again to go on"
         print("trained", run.relative_to(HOME), flush=True)
     return run
 
+
+# ---- statistics --------------------------------------------------------------------------------------------
 
 def per_problem(results: list[dict]) -> np.ndarray:
     """pass@k of every seed, problem and k in KS: [S, P, K]."""
@@ -77,13 +86,19 @@ def band(values_SPK: np.ndarray, n_boot: int = 2000) -> tuple[np.ndarray, np.nda
     """Mean over seeds and problems with its 95 % bootstrap band over both: (mean, low, high), [K] each."""
     S, P, _ = values_SPK.shape
     rng = np.random.default_rng(0)
-    means = [values_SPK[rng.integers(S, size=S)][:, rng.integers(P, size=P)].mean((0, 1)) for _ in range(n_boot)]
+    means = []
+    for _ in range(n_boot):
+        seeds, problems = rng.integers(S, size=S), rng.integers(P, size=P)
+        means.append(values_SPK[seeds][:, problems].mean((0, 1)))
     return values_SPK.mean((0, 1)), *np.percentile(means, [2.5, 97.5], axis=0)
 
 
 def metrics_mean(run: Path, key: str) -> float:
-    return float(np.mean([json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return float(np.mean([json.loads(line)[key] for line in lines]))
 
+
+# ---- tables and curves -------------------------------------------------------------------------------------
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
@@ -94,13 +109,57 @@ def spread(values) -> str:
     return f"{np.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
 
 
+def pass_table(curves: dict[str, np.ndarray]) -> str:
+    rows = []
+    for name, values_SPK in curves.items():
+        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in zip(*band(values_SPK))]
+        rows.append([name, *cells])
+    return table(["", *(f"pass@{k}" for k in KS)], rows)
+
+
+def difference_table(curves: dict[str, np.ndarray]) -> str:
+    rows = []
+    for a, b in PAIRS:
+        if a in curves and b in curves:
+            change_SPK = curves[a] - curves[b]  # of the same problems, and of runs of the same seed
+            signs_KS = np.sign(change_SPK.mean(1)).T
+            row = [f"{a} - {b}"]
+            for mean, low, high, signs in zip(*band(change_SPK), signs_KS):
+                star = "*" if len(set(signs)) == 1 else ""
+                row.append(f"{mean:+.3f}{star} [{low:+.3f}, {high:+.3f}]")
+            rows.append(row)
+    return table(["", *(f"pass@{k}" for k in KS)], rows)
+
+
+def split_table(splits: dict[str, list[dict]]) -> str:
+    parts = ("change", "self_distillation", "capability_gain")
+    rows = []
+    for name, of_seeds in splits.items():
+        rows.append([name, *(spread([split[part] for split in of_seeds]) for part in parts)])
+    return table(["", "change of pass@1", "self-distillation", "capability gain"], rows)
+
+
+def by_base_table(base: dict, splits: dict[str, list[dict]]) -> str:
+    bins = decompose(base, base)["by_base"]
+    head, first = ["pass@1 on problems that the base solves"], ["base"]
+    for label, n_problems, before, _ in bins:
+        head.append(f"{label} ({n_problems})")
+        first.append(f"{before:.3f}")
+    rows = [first]
+    for name, of_seeds in splits.items():
+        after = np.array([[after for *_, after in split["by_base"]] for split in of_seeds])
+        rows.append([name, *map(spread, after.T)])
+    return table(head, rows)
+
+
 def picture(curves: dict[str, np.ndarray], path: Path) -> None:
     fig, axes = plt.subplots(1, len(PANELS), figsize=(11, 4), sharey=True)
     for axis, names in zip(axes, PANELS):
         for name in ("base", *names):
             if name in curves:
                 mean, low, high = band(curves[name])
-                (line,) = axis.plot(KS, mean, marker="o", markersize=3, label=name, color="0.5" if name == "base" else None)
+                style = {"marker": "o", "markersize": 3, "color": "0.5" if name == "base" else None}
+                (line,) = axis.plot(KS, mean, label=name, **style)
                 axis.fill_between(KS, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axis.set_xscale("log", base=2)
         axis.set(xlabel="k", ylabel="pass@k")
@@ -110,59 +169,11 @@ def picture(curves: dict[str, np.ndarray], path: Path) -> None:
     fig.savefig(path, dpi=150)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    args = parser.parse_args()
-    STUDY.mkdir(parents=True, exist_ok=True)
-    if not (STUDY / "base.json").exists():
-        call(STUDY / "base.log", "evaluate.py", "--model", "assets/countdown", "--data", "countdown", "--limit", "256",
-             "--n", str(N), "--temperature", "1", "--top-p", "1", "--max-tokens", "16", "--out", str(STUDY / "base.json"))
-    with ThreadPoolExecutor(args.jobs) as pool:  # the first seed of every method first
-        futures = {(slug, seed): pool.submit(train, slug, seed) for seed in range(args.seeds) for slug in args.only}
-    results = {RUNS[slug][0]: [read_result(futures[slug, seed].result() / "eval_trained.json") for seed in range(args.seeds)]
-               for slug in args.only}
-    base = read_result(STUDY / "base.json")
-    curves = {"base": per_problem([base]), **{name: per_problem(of) for name, of in results.items()}}
+PAGE = """# Results on Countdown
 
-    rows = [[name, *(f"{m:.3f} [{a:.3f}, {b:.3f}]" for m, a, b in zip(*band(curve)))] for name, curve in curves.items()]
-    passes = table(["", *(f"pass@{k}" for k in KS)], rows)
-    rows = []
-    for a, b in PAIRS:
-        if a in curves and b in curves:
-            change = curves[a] - curves[b]  # of the same problems, and of runs of the same seed
-            signs = np.sign(change.mean(1))
-            agree = ["*" if len(set(column)) == 1 else "" for column in signs.T]
-            cells = zip(*band(change), agree)
-            rows.append([f"{a} - {b}", *(f"{m:+.3f}{star} [{low:+.3f}, {high:+.3f}]" for m, low, high, star in cells)])
-    rows_of_pairs = rows
-    differences = table(["", *(f"pass@{k}" for k in KS)], rows)
-    splits = {name: [decompose(base, result) for result in of] for name, of in results.items()}
-    claim = table(["", "change of pass@1", "self-distillation", "capability gain"],
-                  [[name, *(spread([s[key] for s in of]) for key in ("change", "self_distillation", "capability_gain"))]
-                   for name, of in splits.items()])
-    by_base = decompose(base, base)["by_base"]
-    rows = [["base", *(f"{before:.3f}" for *_, before, _ in by_base)]]
-    rows += [[name, *(spread(column) for column in np.array([[row[3] for row in s["by_base"]] for s in of]).T)]
-             for name, of in splits.items()]
-    by_base = table(["pass@1 on problems that the base solves", *(f"{label} ({m})" for label, m, _, _ in by_base)], rows)
-
-    print("\n\n".join((passes, differences, claim, by_base)))
-    if set(args.only) != set(RUNS) or args.seeds < 3:
-        return
-    sampled = {name: [metrics_mean(futures[slug, seed].result(), "guide/failed") for seed in range(args.seeds)]
-               for slug, (name, *_) in RUNS.items() if slug.startswith("guide")}
-    extra = ", ".join(f"{name} {np.mean(of):.2f}" for name, of in sampled.items())
-    about = ", ".join(f"{key} {value}" for key, value in base["versions"].items())
-    problems = len(base["problems"])
-    commands = "\n".join(f"- {name}: `python {' '.join(command)}`" for name, *command in RUNS.values())
-    (HOME / "docs/results.md").write_text(f"""# Results on Countdown
-
-Made by `python docs/study.py`: {args.seeds} seeds a method, all args at their defaults except as listed below.
+Made by `python docs/study.py`: {seeds} seeds a method, all args at their defaults except as listed below.
 {problems} held-out problems, plain prompts, {N} samples each at temperature 1.
-{platform.machine()} CPU, one thread a run; {about}.
+{machine} CPU, one thread a run; {versions}.
 
 {commands}
 
@@ -179,9 +190,9 @@ Mean over the seeds [95 % band: bootstrap over problems and seeds].
 
 ## Differences
 
-Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {args.seeds} seeds say little about
-the spread between seeds, so the bands are too narrow for that part, and {len(rows_of_pairs) * len(KS)} comparisons are shown:
-read the clear ones.
+Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {seeds} seeds say little
+about the spread between seeds, so the bands are too narrow for that part, and {comparisons} comparisons are
+shown: read the clear ones.
 
 {differences}
 
@@ -195,9 +206,51 @@ capability gain: from those it never solved.
 The problems sorted by one half of the base's samples, the base measured on the other half:
 
 {by_base}
-""")
+"""
+
+
+@dataclass
+class Args:
+    seeds: int = 3  # runs a method
+    only: tuple[Literal[*RUNS], ...] = tuple(RUNS)
+    jobs: int = 2  # runs at the same time
+
+
+def main(args: Args) -> None:
+    STUDY.mkdir(parents=True, exist_ok=True)
+    if not (STUDY / "base.json").exists():
+        call(STUDY / "base.log", *BASE)
+    waiting = {}
+    with ThreadPoolExecutor(args.jobs) as pool:  # the first seed of every method first
+        for seed in range(args.seeds):
+            for slug in args.only:
+                waiting[slug, seed] = pool.submit(train, slug, seed)
+    base = read_result(STUDY / "base.json")
+    curves, splits, extra = {"base": per_problem([base])}, {}, []
+    for slug in args.only:
+        name = RUNS[slug][0]
+        runs = [waiting[slug, seed].result() for seed in range(args.seeds)]
+        results = [read_result(run / "eval_trained.json") for run in runs]
+        curves[name] = per_problem(results)
+        splits[name] = [decompose(base, result) for result in results]
+        if slug.startswith("guide"):
+            extra.append(f"{name} {np.mean([metrics_mean(run, 'guide/failed') for run in runs]):.2f}")
+    tables = {"passes": pass_table(curves), "differences": difference_table(curves),
+              "claim": split_table(splits), "by_base": by_base_table(base, splits)}
+    print("\n\n".join(tables.values()))
+    if set(args.only) != set(RUNS) or args.seeds < 3:
+        return
+    commands = [f"- {name}: `python {' '.join(command)}`" for name, *command in RUNS.values()]
+    page = PAGE.format(
+        seeds=args.seeds, problems=len(base["problems"]), N=N, machine=platform.machine(),
+        versions=", ".join(f"{key} {value}" for key, value in base["versions"].items()),
+        commands="\n".join(commands), extra=", ".join(extra), comparisons=len(PAIRS) * len(KS), **tables,
+    )
+    (HOME / "docs/results.md").write_text(page)
     picture(curves, HOME / "docs/results.png")
 
 
 if __name__ == "__main__":
-    main()
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))

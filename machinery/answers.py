@@ -27,8 +27,8 @@ FUNCTIONS = (
 ARGUMENT = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     # layout
-    (r"(?<!\\)\\(?:[()\[\]!]|(?:left|right)(?![a-z])\.?|[bB]igg?[lrm]?(?![a-z])|(?:display|text)style(?![a-z])"
-     r"|\s*$)", ""),
+    (r"(?<!\\)\\(?:[()\[\]!]|(?:left|right)(?![a-z])\.?|[bB]igg?[lrm]?(?![a-z])"
+     r"|(?:display|text)style(?![a-z])|\s*$)", ""),
     (r"^[*_\s~]+(?=[^*_]*[*_\s~]+$)|(?<=[^*_])[*_\s~]+$", ""),  # **12** of Markdown
     (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\s+", " "),
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),

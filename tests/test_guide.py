@@ -57,7 +57,8 @@ def exact_gradient(plain, A_N):
 def test_sequence_ratio_is_the_exact_gradient_of_the_plain_objective(T):
     plain, hinted_NT, A_N = setting(T)
     torch.testing.assert_close(
-        estimator(plain, hinted_NT, hinted_NT, A_N, "sequence"), exact_gradient(plain, A_N), atol=1e-10, rtol=0
+        estimator(plain, hinted_NT, hinted_NT, A_N, "sequence"), exact_gradient(plain, A_N),
+        atol=1e-10, rtol=0,
     )
 
 

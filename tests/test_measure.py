@@ -39,7 +39,7 @@ def test_engine_weight_by_hand():
 
 
 def test_weighted_samples_of_another_distribution_give_the_policys_gradient():
-    """Of pi, from samples of mu, exactly: sums over the vocabulary; a cap below the largest ratio is a bias."""
+    """Of pi, from samples of mu, exactly: sums over the vocabulary; a cap below a ratio is a bias."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
     mu = (logits.detach() + 0.5 * torch.randn(6, generator=generator, dtype=torch.float64)).log_softmax(-1)

@@ -1,6 +1,6 @@
-"""Several processes do what one does: the same steps from the same samples, checkpoints for any number, one end.
+"""Several processes do what one does: the same steps, checkpoints for any number, one end.
 
-The tests start this file as a program with torchrun: two processes with gloo on the CPU run every case one
+The samples are the same. The tests start this file as a program with torchrun: two processes with gloo on the CPU run every case one
 after the other, while this one runs them alone.
 """
 

@@ -1,10 +1,12 @@
-"""The losses of GRPO and PPO-clip against TRL, an independent implementation. Skipped where TRL is absent; CI installs it.
+"""The losses of GRPO and PPO-clip against TRL, an independent implementation.
 
-TRL's trainer scores rows that it pads left and right, with attention masks and from whole logits; ours pads right and
-looks at response tokens alone. Loss and gradient of the same rows must agree. Where the two differ by design:
-- TRL adds 1e-4 to a group's std and we 1e-6, the paper having none, so the advantages are given to both here;
+Skipped where TRL is absent; CI installs it. TRL's trainer scores rows that it pads left and right, with
+attention masks and from whole logits; ours pads right and looks at response tokens alone. Loss and gradient of
+the same rows must agree. Where the two differ by design:
+- TRL adds 1e-4 to a group's std and we 1e-6, the paper having none: both are given the advantages here;
 - TRL multiplies k3 by the ratio unless told not to, the paper does not;
-- TRL has no PPO trainer any more: PPO-clip is the same loss with an advantage for each token, which its GRPO loss takes.
+- TRL has no PPO trainer any more: PPO-clip is the same loss with an advantage for each token, which its GRPO
+  loss takes.
 """
 
 import pytest
@@ -28,14 +30,16 @@ TEMPERATURE, EPS_LOW, EPS_HIGH, MAX_RESPONSE = 0.7, 0.2, 0.28, 8
 def trainer(tmp_path_factory):
     def make(**settings):
         config = trl.GRPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")), use_cpu=True, bf16=False, report_to=[], num_generations=2,
-            per_device_train_batch_size=4, temperature=TEMPERATURE, epsilon=EPS_LOW, epsilon_high=EPS_HIGH,
-            max_completion_length=MAX_RESPONSE, gradient_checkpointing=False, use_bias_correction_kl=False, **settings,
-        )  # fmt: skip
+            output_dir=str(tmp_path_factory.mktemp("trl")), use_cpu=True, bf16=False, report_to=[],
+            num_generations=2, per_device_train_batch_size=4, temperature=TEMPERATURE, epsilon=EPS_LOW,
+            epsilon_high=EPS_HIGH, max_completion_length=MAX_RESPONSE, gradient_checkpointing=False,
+            use_bias_correction_kl=False, **settings,
+        )
         made = trl.GRPOTrainer(
             model=MODEL, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=config,
-            train_dataset=Dataset.from_list([{"prompt": "1"}] * 4), processing_class=AutoTokenizer.from_pretrained(MODEL),
-        )  # fmt: skip
+            train_dataset=Dataset.from_list([{"prompt": "1"}] * 4),
+            processing_class=AutoTokenizer.from_pretrained(MODEL),
+        )
         made.current_gradient_accumulation_steps = 1
         made.model.eval()  # no dropout in this model: only TRL's own bookkeeping depends on the mode
         return made
@@ -46,7 +50,8 @@ def trainer(tmp_path_factory):
 def rows(per_token: bool):
     generator = torch.Generator().manual_seed(0)
     T = max(map(len, RESPONSES))
-    noise_NT = 0.3 * torch.randn(len(PROMPTS), T, generator=generator)  # moves the ratio to both sides of both clips
+    # Moves the ratio to both sides of both clips.
+    noise_NT = 0.3 * torch.randn(len(PROMPTS), T, generator=generator)
     ref_NT = 0.5 * torch.randn(len(PROMPTS), T, generator=generator)
     A = torch.randn(len(PROMPTS), T if per_token else 1, generator=generator)
     return noise_NT, ref_NT, A
@@ -62,7 +67,7 @@ def trl_inputs(old_NT, ref_NT, A):
         "completion_mask": torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in RESPONSES]),
         "advantages": A if A.shape[1] > 1 else A[:, 0],
         "old_per_token_logps": old_NT, "ref_per_token_logps": ref_NT,
-    }  # fmt: skip
+    }
 
 
 def flat_gradient(model):
@@ -72,7 +77,9 @@ def flat_gradient(model):
 @pytest.mark.parametrize(
     "script, per_token, beta", [(grpo, False, 0.0), (grpo, False, 0.3), (nsr, False, 0.0), (ppo, True, 0.0)]
 )
-@pytest.mark.parametrize("loss_agg, loss_type", [("token", "bnpo"), ("sequence", "grpo"), ("constant", "dr_grpo")])
+@pytest.mark.parametrize(
+    "loss_agg, loss_type", [("token", "bnpo"), ("sequence", "grpo"), ("constant", "dr_grpo")]
+)
 def test_loss_and_gradient_are_trls(trainer, script, per_token, beta, loss_agg, loss_type):
     noise_NT, ref_noise_NT, A = rows(per_token)
     model = AutoModelForCausalLM.from_pretrained(MODEL)

