@@ -190,16 +190,16 @@ Mean over the seeds [95 % band: bootstrap over problems and seeds].
 
 ## Differences
 
-Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {seeds} seeds say little
-about the spread between seeds, so the bands are too narrow for that part, and {comparisons} comparisons are
-shown: read the clear ones.
+Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {seeds} seeds say
+little about the spread between seeds, so the bands are too narrow for that part, and {comparisons} comparisons
+are shown: read the clear ones.
 
 {differences}
 
 ## Where the change of pass@1 comes from
 
-Mean over the seeds (lowest-highest). Self-distillation: from problems that the base solved in its {N} samples;
-capability gain: from those it never solved.
+Mean over the seeds (lowest-highest). Self-distillation: from problems that the base solved in its {N}
+samples; capability gain: from those it never solved.
 
 {claim}
 

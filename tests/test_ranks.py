@@ -1,7 +1,7 @@
 """Several processes do what one does: the same steps, checkpoints for any number, one end.
 
-The samples are the same. The tests start this file as a program with torchrun: two processes with gloo on the CPU run every case one
-after the other, while this one runs them alone.
+The samples are the same. The tests start this file as a program with torchrun: two processes with gloo on the
+CPU run every case one after the other, while this one runs them alone.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The losses of GRPO and PPO-clip against TRL, an independent implementation.
 
 Skipped where TRL is absent; CI installs it. TRL's trainer scores rows that it pads left and right, with
-attention masks and from whole logits; ours pads right and looks at response tokens alone. Loss and gradient of
-the same rows must agree. Where the two differ by design:
+attention masks and from whole logits; ours pads right and looks at response tokens alone. Loss and gradient
+of the same rows must agree. Where the two differ by design:
 - TRL adds 1e-4 to a group's std and we 1e-6, the paper having none: both are given the advantages here;
 - TRL multiplies k3 by the ratio unless told not to, the paper does not;
 - TRL has no PPO trainer any more: PPO-clip is the same loss with an advantage for each token, which its GRPO
