@@ -191,8 +191,8 @@ Mean over the seeds [95 % band: bootstrap over problems and seeds].
 ## Differences
 
 Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {seeds} seeds say
-little about the spread between seeds, so the bands are too narrow for that part, and {comparisons} comparisons
-are shown: read the clear ones.
+little about the spread between seeds, so the bands are too narrow for that part, and {comparisons}
+comparisons are shown: read the clear ones.
 
 {differences}
 

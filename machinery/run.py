@@ -75,11 +75,11 @@ class RunArgs(MachineArgs, TaskArgs):
     """What every script is told besides its algorithm. Dataclasses take the fields of the last base first."""
 
 
-AT_LEAST_1 = set("""prompts n max_prompt max_response max_tokens mini_batches micro_tokens eval_problems
+AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens eval_problems
                     eval_n keep tensor_parallel workers""".split())
 AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
-                    critic_lr weight_decay eps_low eps_high value_clip beta lam entropy_coef guide_gamma
-                    tis_cap eval_temperature temperature""".split())
+                    critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
+                    guide_gamma tis_cap eval_temperature temperature""".split())
 ABOVE_0 = {"grad_clip"}
 FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
 SHARES = {"gpu_memory", "top_p"}

@@ -13,6 +13,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 MODEL = "assets/countdown"
 
 
+# What takes longest starts first, so that two processes of pytest-xdist end at the same time.
+LONGEST = ("test_ranks", "test_learning", "test_runs", "test_code", "test_data", "test_measure", "test_loop")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's order: the most tests first
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)

@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from data import UserError
 from evaluate import comparison, curve, decompose, evaluate, pass_at_k, plot
 from grpo import pad, token_logprobs
 from machinery.sampler import Sampler, sampling_logprobs
+from tests.started import start
 from verify import Verifier
 
 MODEL = "assets/countdown"
@@ -212,17 +211,19 @@ def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
 @pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*args):
-        return subprocess.run([sys.executable, "evaluate.py", *map(str, args)],
-                              capture_output=True, text=True)
+        done = start("evaluate.py", *args, out=tmp_path / "out", err=tmp_path / "err")
+        done.join()
+        return done.exitcode, (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
 
-    for name, extra in (("plain", []), ("hinted", ["--hinted"])):
-        done = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
-                   "--max-tokens", 16, "--out", tmp_path / f"{name}.json", *extra)
-        assert done.returncode == 0, done.stderr
+    for name, extra in (("plain", ["--max-tokens", 16]), ("hinted", ["--hinted"])):
+        code, _, err = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
+                           "--out", tmp_path / f"{name}.json", *extra)
+        assert code == 0, err
     plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
     assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
     assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's claim 2
-    done = run("--compare", tmp_path / "plain.json", tmp_path / "hinted.json", "--plot", tmp_path / "out.png")
-    assert done.returncode == 0 and "self-distillation" in done.stdout and (tmp_path / "out.png").exists()
-    done = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    both = tmp_path / "plain.json", tmp_path / "hinted.json"
+    code, out, _ = run("--compare", *both, "--plot", tmp_path / "out.png")
+    assert code == 0 and "self-distillation" in out and (tmp_path / "out.png").exists()
+    code, _, err = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1

@@ -16,16 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import data
 import grpo
+import verify
 from data import UserError
 from machinery import run as machinery_run
 from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_model
 from machinery.run import Run, launch
+from tests.started import start
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
 SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1,
          "device": "cpu"}
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def command(script: str, **args) -> list[str]:
@@ -96,9 +98,11 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     assert {"step", "prompt", "sampled_from", "completion", "verdict", "guided"} <= rollout.keys()
 
 
-def test_help_shows_the_header_and_every_comment():
-    done = subprocess.run([sys.executable, "guide_grpo.py", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "arXiv 2506.13923" in done.stdout and "adamw" in done.stdout.lower()
+def test_help_shows_the_header_and_every_comment(tmp_path):
+    done = start("guide_grpo.py", "--help", out=tmp_path / "out")
+    done.join()
+    said = (tmp_path / "out").read_text()
+    assert done.exitcode == 0 and "arXiv 2506.13923" in said and "adamw" in said.lower()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -120,11 +124,11 @@ def wait_for(moment, process, seconds: float = 120.0) -> bool:
     """Whether the process still runs when `moment()` has come."""
     deadline = time.monotonic() + seconds
     while not moment():
-        if process.poll() is not None:
+        if not process.is_alive():
             return False
         assert time.monotonic() < deadline, "the moment to kill it did not come"
         time.sleep(0.0005)
-    return process.poll() is None
+    return process.is_alive()
 
 
 @pytest.mark.slow
@@ -140,7 +144,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     for kill in range(kills):
         begun = (killed / "args.json").exists()
         again = {"resume": killed} if begun else {**args, "run_dir": killed}
-        process = subprocess.Popen(command("guide_grpo", **again), **QUIET)
+        process = start(*command("guide_grpo", **again)[1:])
         folder, file = killed / "checkpoint", killed / "args.json"
         written = file.stat().st_mtime_ns if begun else 0
 
@@ -162,12 +166,13 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
             else:
                 time.sleep(rng.uniform(0, 0.3))
         process.kill()
-        process.wait()
+        process.join()
         assert alive, f"it ended before kill {kill}"
         torn += writes()
         print(f"kill {kill} at {where}: {[path.name for path in folder.glob('*')] or 'no checkpoint yet'}")
-    done = run("guide_grpo", resume=killed)
-    assert done.returncode == 0, done.stderr
+    done = start(*command("guide_grpo", resume=killed)[1:], err=tmp_path / "err")
+    done.join()
+    assert done.exitcode == 0, (tmp_path / "err").read_text()
     assert torn, "no kill came while a checkpoint was written"
     assert_same_run(whole, killed)
     assert [path.name for path in (killed / "checkpoint").iterdir()] == [f"step-{args['steps']:06d}"]
@@ -178,16 +183,15 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
 def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     run_dir = tmp_path / "run"
     args = {**SMALL, "steps": 5000, "eval_every": 0, "save_every": 0, "run_dir": run_dir}
-    out = open(tmp_path / "out", "w+")
-    process = subprocess.Popen(command("guide_grpo", **args), stdout=out, stderr=subprocess.DEVNULL)
+    process = start(*command("guide_grpo", **args)[1:], out=tmp_path / "out")
     while not (run_dir / "metrics.jsonl").exists() or not metrics(run_dir):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == code
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode == code
     steps = len(metrics(run_dir))
-    out.seek(0)
-    assert out.read().splitlines()[-1] == (
+    assert (tmp_path / "out").read_text().splitlines()[-1] == (
         f"stopped by {number.name} after step {steps}; go on with: python guide_grpo.py --resume {run_dir}"
     )
     assert (run_dir / f"checkpoint/step-{steps:06d}").exists()
@@ -286,10 +290,12 @@ def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypa
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # no other run is touched
 
 
-def test_a_users_mistake_ends_the_process_with_code_1():
-    done = run("grpo", n=1)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: --n 1: ") and "Traceback" not in done.stderr
+def test_a_users_mistake_ends_the_process_with_code_1(tmp_path):
+    done = start("grpo.py", "--n=1", err=tmp_path / "err")
+    done.join()
+    assert done.exitcode == 1
+    said = (tmp_path / "err").read_text()
+    assert said.startswith("error: --n 1: ") and "Traceback" not in said
 
 
 def test_checkpoint_that_cannot_be_written_keeps_the_last_one(tmp_path):
@@ -365,6 +371,27 @@ def test_what_the_readme_says_to_copy_is_enough(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [path.name for path in elsewhere.iterdir()] == ["runs"]
     assert len(list((elsewhere / "runs").glob("*/final/model.safetensors"))) == 1
+
+
+def test_the_readmes_own_data_and_verifier(tmp_path, monkeypatch):
+    """my_task.py as it stands there: it judges as the built-in verifier does, and a script trains on it."""
+    readme = Path("README.md").read_text()
+    source = readme[readme.index("# my_task.py") :].split("```")[0]
+    (tmp_path / "my_task.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "my_task.py"], check=True)
+    model = str(Path(grpo.__file__).parent / "assets/countdown")
+    run_dir = train("grpo", steps=1, model=model, data="mine.jsonl", verifier="my_task:right",
+                    template="countdown", eval_data="countdown", run_dir=str(tmp_path / "run"))
+    assert 0 < metrics(run_dir)[0]["rollout/reward"] < 1
+    problems = data.load("countdown", limit=200)
+    completions = [problem.solution for problem in problems]
+    completions[100:] = [text.replace("+", "-") for text in completions[100:]]
+    theirs = [verify.countdown_verdict(*both).correct for both in zip(completions, problems)]
+    with verify.Verifier(1, custom="my_task:right") as verifier:
+        assert [verdict.correct for verdict in verifier.score(completions, problems)] == theirs
+    assert all(theirs[:100]) and 10 < sum(theirs[100:]) < 90
 
 
 def test_final_model_that_cannot_be_written_keeps_the_last_one(tmp_path, model, tokenizer):
