@@ -32,13 +32,14 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from machinery import tasks  # isort: skip  first: machinery sets how threads wait before torch loads
+
 import torch
 import torch.nn.functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.tokenization_utils_base import AddedToken
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from machinery import tasks
 
 TASTE = {"+": 5.0, "-": 4.0, "*": 0.4, "/": 0.2}  # how readily the player picks an operation
 LOOK_AHEAD = 0.6  # probability that it sees a last move which hits the target

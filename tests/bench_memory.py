@@ -13,10 +13,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
+
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from grpo import aggregate, policy_loss, token_logprobs
 

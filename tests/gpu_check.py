@@ -21,11 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
+
+import torch
 from bench_memory import MIB, VOCABULARY, compare, random_model, rows, step
 
 import data

@@ -138,7 +138,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     KILLS=20 pytest tests/test_runs.py -k kill_9 -s    # more of them than the usual 3, and where they came
     """
     kills, rng = int(os.environ.get("KILLS", 3)), random.Random(0)
-    args = {**SMALL, "steps": 8 + 6 * kills, "eval_every": 0, "keep": 1, "prompts": 8}
+    args = {**SMALL, "steps": 8 + 6 * kills, "eval_every": 0, "keep": 1}
     whole, killed = train("guide_grpo", **args, run_dir=str(tmp_path / "whole")), tmp_path / "killed"
     torn = 0
     for kill in range(kills):
@@ -408,3 +408,33 @@ def test_final_model_that_cannot_be_written_keeps_the_last_one(tmp_path, model, 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final/model.safetensors").read_bytes() == first
+
+
+# ---- threads -----------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports, settings, spins", [
+    ("grpo", {}, "3000"),
+    ("machinery, torch", {"GOMP_SPINCOUNT": "7"}, "7"),
+    ("machinery, torch", {"OMP_WAIT_POLICY": "passive"}, "0"),
+])
+def test_threads_wait_shortly_unless_the_user_says_how(imports, settings, spins):
+    own = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in own}
+    told = subprocess.run([sys.executable, "-c", f"import {imports}"], capture_output=True, text=True,
+                          env=environment | settings | {"OMP_DISPLAY_ENV": "verbose"})
+    assert told.returncode == 0, told.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told.stderr
+
+
+@pytest.mark.slow
+def test_every_entry_point_sets_how_threads_wait_before_torch_loads():
+    late = {"torch", "transformers", "vllm", "bench_memory"}
+    root = Path(__file__).resolve().parent.parent
+    sources = [*root.glob("*.py"), *root.glob("assets/*.py"), *root.glob("tests/bench*.py"),
+               root / "tests/gpu_check.py"]
+    for path in sources:
+        seen = [line.split()[1].split(".")[0] for line in path.read_text().splitlines()
+                if line.startswith(("import ", "from "))]
+        if late & set(seen):
+            assert "machinery" in seen[: min(seen.index(name) for name in late & set(seen))], path
