@@ -398,8 +398,7 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     try:
         return tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in chat],
-            tokenize=False,
-            add_generation_prompt=True,
+            tokenize=False, add_generation_prompt=True,
             enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
             date_string="26 Jul 2024",  # Llama 3 writes the date: not today's, or a resumed run sees another
         )
@@ -457,12 +456,13 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
     Positions step * count ... of an endless sequence of reshuffled epochs. `stream` 1, 2 .. are refills of a
     step, from sequences of their own, without what the earlier ones drew.
     """
-    start, order = step * count, []
-    for epoch in range(start // n_problems, (start + count - 1) // n_problems + 1):
-        order += np.random.default_rng([seed, stream, epoch]).permutation(n_problems).tolist()
-    earlier = {i for s in range(stream) for i in draw(n_problems, count, step, seed, s)}
-    return [i for i in order[start % n_problems :][:count] if i not in earlier]
-
+    start, earlier = step * count, set()
+    epochs = range(start // n_problems, (start + count - 1) // n_problems + 1)
+    for s in range(stream + 1):
+        order = [np.random.default_rng([seed, s, epoch]).permutation(n_problems) for epoch in epochs]
+        drawn = [i for i in np.concatenate(order)[start % n_problems :][:count].tolist() if i not in earlier]
+        earlier.update(drawn)
+    return drawn
 
 # ---- command line --------------------------------------------------------------------------------
 

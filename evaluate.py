@@ -335,7 +335,8 @@ def main(args: Args) -> None:
     longest = max(len(prompt.hinted if args.hinted else prompt.plain) for prompt in prompts)
     max_tokens = args.max_tokens or min(4096, sampler.positions - longest)
     with Verifier(args.workers, custom=args.verifier or None) as verifier:
-        check_golds([prompt.problem for prompt in prompts], verifier)
+        sound = {problem.id for problem in check_golds([prompt.problem for prompt in prompts], verifier)}
+        prompts = [prompt for prompt in prompts if prompt.problem.id in sound]
         result = evaluate(sampler, verifier, prompts, args.n, args.temperature, max_tokens, args.seed,
                           args.top_p, args.top_k, args.hinted)
     about = {"model": args.model, "data": args.data, "split": args.split, "template": template,

@@ -14,7 +14,8 @@ Differs from the paper:
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-One line each: `--no-norm-std` (Dr. GRPO), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, arXiv 2503.14476).
+One line each: `--no-norm-std --loss-agg constant` (Dr. GRPO, arXiv 2503.20783); `--eps-high 0.28` and
+`--filter-rounds 5` (DAPO, 2503.14476).
 
     python grpo.py                              # the embedded 0.8 M model on Countdown: minutes on a laptop
     python grpo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
@@ -61,10 +62,10 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_low: float = 0.2  # the ratio's lower clip
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
-    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum / tokens | row means / rows | / max
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
-    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap); 0: off, 2 is usual
+    tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
 # ---- policy ------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ class Policy(torch.nn.Module):
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
         gpu = ids_NL.device.type == "cuda"
-        # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+        # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
                                   entropy_grad=entropy_grad)
@@ -322,14 +323,14 @@ def main(args: Args) -> Path:
                 row.advantage = A
 
         # log-probs under the policies that stand still during the update
-        score = args.temperature, args.micro_tokens, device
+        scoring = args.temperature, args.micro_tokens, device
         rows = [row for row in flat(groups) if row.advantage != 0 or args.beta > 0]  # with a gradient
         off_policy = rows if args.mini_batches > 1 else []
-        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *score)
+        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
         if reference is not None:
-            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *score)):
+            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *scoring)):
                 row.ref_logp = logp_T
         run.clock("logprobs")
 
@@ -351,7 +352,7 @@ def main(args: Args) -> Path:
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_N1 = torch.tensor([[row.advantage] for row in part], device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, args.eps_low, args.eps_high)
-                kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # or 0
+                kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # 0 without one
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
                 loss_NT = loss_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)

@@ -23,7 +23,8 @@ Differs from grpo.py by *guidance*, guided rows in `policy_loss`, four Args. Dif
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-One line each: `--no-norm-std` (Dr. GRPO), `--eps-high 0.28` and `--filter-rounds 5` (DAPO, arXiv 2503.14476).
+One line each: `--no-norm-std --loss-agg constant` (Dr. GRPO, arXiv 2503.20783); `--eps-high 0.28` and
+`--filter-rounds 5` (DAPO, 2503.14476).
 
     python guide_grpo.py                        # the embedded 0.8 M model on Countdown: minutes on a laptop
     python guide_grpo.py --model Qwen/Qwen2.5-Math-1.5B --data vaskarnath/guide_math_rl_dataset \
@@ -70,14 +71,14 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_low: float = 0.2  # the ratio's lower clip
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
-    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum / tokens | row means / rows | / max
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed if at most this share of its samples is right
     guided_group: Literal["union", "replace"] = "union"  # A inside failed and guided samples, or the guided
     guide_ratio: Literal["shaped", "clip", "none", "sequence", "naive"] = "shaped"  # see the header
     guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
-    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap); 0: off, 2 is usual
+    tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
 # ---- policy ------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ class Policy(torch.nn.Module):
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
         gpu = ids_NL.device.type == "cuda"
-        # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+        # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
                                   entropy_grad=entropy_grad)
@@ -366,21 +367,21 @@ def main(args: Args) -> Path:
                 row.advantage = A
 
         # log-probs under the policies that stand still during the update
-        score = args.temperature, args.micro_tokens, device
+        scoring = args.temperature, args.micro_tokens, device
         rows = [row for row in flat(groups) if row.advantage != 0 or args.beta > 0]  # with a gradient
-        across = [row for row in rows if row.guided]
-        off_policy = rows if args.mini_batches > 1 else across
-        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *score)
+        guided_rows = [row for row in rows if row.guided]
+        off_policy = rows if args.mini_batches > 1 else guided_rows
+        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
-        plain_logps = logprobs(policy, across, [row.prompt for row in across], *score)
-        rho = hint_ratios(across, plain_logps)
+        plain_logps = logprobs(policy, guided_rows, [row.prompt for row in guided_rows], *scoring)
+        rho = hint_ratios(guided_rows, plain_logps)
         gamma = args.guide_gamma or max(1e-4, float(np.quantile(rho, 0.9)))
         if args.guide_ratio == "naive":
-            for row, logp_T in zip(across, plain_logps):
+            for row, logp_T in zip(guided_rows, plain_logps):
                 row.old_logp, row.engine_logp = logp_T, logp_T  # the engine's is of the other context
         if reference is not None:
-            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *score)):
+            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *scoring)):
                 row.ref_logp = logp_T
         run.clock("logprobs")
 
@@ -404,7 +405,7 @@ def main(args: Args) -> Path:
                 guided_N = torch.tensor([row.guided for row in part], dtype=torch.bool, device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, mask_NT, guided_N,
                                                   args.eps_low, args.eps_high, args.guide_ratio, gamma)
-                kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # or 0
+                kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # 0 without one
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
                 loss_NT = loss_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
@@ -417,8 +418,8 @@ def main(args: Args) -> Path:
         run.clock("update", tokens=sum(row.length for row in share(rows)))
         metrics |= {"train/lr": lr, "train/rows": len(rows),
                     "train/kept": len(rows) / max(1, len(flat(groups)))}
-        metrics |= {"guide/failed": len(guided) / len(plain), "guide/share": len(across) / max(1, len(rows)),
-                    "guide/ratio": np.mean(rho), "guide/gamma": gamma,
+        metrics |= {"guide/failed": len(guided) / len(plain), "guide/gamma": gamma,
+                    "guide/ratio": np.mean(rho), "guide/share": len(guided_rows) / max(1, len(rows)),
                     "guide/reward": np.mean([row.reward for row in flat(guided)] or [0.0])}
         metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
         run.log(metrics, groups or plain, sampler.tokenizer)

@@ -19,8 +19,8 @@ trained on after the plain prompt x, without a clip: rho = pi(y_t | x, ..) / pi_
   - A is whitened over all rows together: the better the guided ones, the harder failed ones are pushed down.
 
 Differs from the papers:
-  - paper: several clipped updates on each batch; here: one (`--mini-batches 1`), in which the ratio is 1 and
-    no clip acts; the command below has the paper's number. beta is 0: no reference model (NSR paper: 1e-3).
+  - paper: several epochs over each batch; here: each row is used once, by default in one update, in which the
+    ratio is 1 and no clip acts (`--mini-batches`). beta is 0: no reference model (the NSR paper's PPO: 1e-3).
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
@@ -74,13 +74,13 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     gamma: float = 1.0  # discount
     gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
     whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
-    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum / tokens | row means / rows | / max
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
     beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed if at most this share of its samples is right
-    guided_group: Literal["union", "replace"] = "union"  # A inside failed and guided samples, or the guided
+    guided_group: Literal["union", "replace"] = "union"  # failed rows stay beside guided ones, or go
     guide_ratio: Literal["shaped", "clip", "none", "sequence", "naive"] = "shaped"  # see the header
     guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
-    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap); 0: off, 2 is usual
+    tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
 # ---- policy ------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Policy(torch.nn.Module):
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
         gpu = ids_NL.device.type == "cuda"
-        # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+        # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
                                   entropy_grad=entropy_grad)
@@ -460,23 +460,23 @@ def main(args: Args) -> Path:
         sampler.sleep()
 
         # log-probs under the policies that stand still during the update
-        score = args.temperature, args.micro_tokens, device
-        across = [row for row in rows if row.guided]
-        off_policy = rows if args.mini_batches > 1 or args.beta > 0 else across
-        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *score)
+        scoring = args.temperature, args.micro_tokens, device
+        guided_rows = [row for row in rows if row.guided]
+        off_policy = rows if args.mini_batches > 1 or args.beta > 0 else guided_rows
+        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
-        plain_logps = logprobs(policy, across, [row.prompt for row in across], *score)
-        rho = hint_ratios(across, plain_logps)
+        plain_logps = logprobs(policy, guided_rows, [row.prompt for row in guided_rows], *scoring)
+        rho = hint_ratios(guided_rows, plain_logps)
         gamma = args.guide_gamma or max(1e-4, float(np.quantile(rho, 0.9)))
         if args.guide_ratio == "naive":
-            for row, logp_T in zip(across, plain_logps):
+            for row, logp_T in zip(guided_rows, plain_logps):
                 row.old_logp, row.engine_logp = logp_T, logp_T  # the engine's is of the other context
         if reference is not None:
-            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *score)):
+            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *scoring)):
                 row.ref_logp = logp_T
                 row.k1 = row.old_logp - logp_T
-            for row, logp_T in zip(across, plain_logps):
+            for row, logp_T in zip(guided_rows, plain_logps):
                 row.k1 = logp_T - row.ref_logp  # the KL is paid after the plain prompt
 
         # advantage
@@ -487,9 +487,9 @@ def main(args: Args) -> Path:
         run.clock("logprobs")
 
         # update
-        warmup = min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        optimizer.param_groups[0]["lr"] = warmup * args.lr
-        critic_optimizer.param_groups[0]["lr"] = warmup * args.critic_lr
+        lr = args.lr * min(1.0, max(0, step + 1 - args.critic_warmup) / max(1, args.warmup))
+        optimizer.param_groups[0]["lr"] = lr  # its warm-up comes after the critic's steps alone
+        critic_optimizer.param_groups[0]["lr"] = args.critic_lr * min(1.0, (step + 1) / max(1, args.warmup))
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = flat(groups[g] for g in mini)
@@ -513,7 +513,7 @@ def main(args: Args) -> Path:
                 aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response).backward()
                 if step >= args.critic_warmup:
                     loss.backward()
-                kl_NT = old_NT - stack([row.ref_logp for row in part], old_NT)  # k1; 0 without a reference
+                kl_NT = stack([row.k1 for row in part], torch.zeros_like(logp_NT))  # 0 without a reference
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
                           ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT,
                           critic_loss=value_NT, critic_clip_fraction=value_clipped_NT)
@@ -525,9 +525,9 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": warmup * args.lr, "train/rows": len(rows)} | critic_metrics(rows)
-        metrics |= {"guide/failed": len(guided) / len(plain), "guide/share": len(across) / max(1, len(rows)),
-                    "guide/ratio": np.mean(rho), "guide/gamma": gamma,
+        metrics |= {"train/lr": lr, "train/rows": len(rows)} | critic_metrics(rows)
+        metrics |= {"guide/failed": len(guided) / len(plain), "guide/gamma": gamma,
+                    "guide/ratio": np.mean(rho), "guide/share": len(guided_rows) / max(1, len(rows)),
                     "guide/reward": np.mean([row.reward for row in flat(guided)] or [0.0])}
         metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
         run.log(metrics, groups, sampler.tokenizer)

@@ -12,7 +12,7 @@ Differs from the paper:
     optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
     right answers;
 
-Differs from grpo.py by *advantage*, by an entropy bonus for the KL term, and by the rows that it drops.
+Differs from grpo.py by *advantage*, an entropy bonus (H_it) for the KL term, dropped rows, and its defaults.
 
     python nsr.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
     python nsr.py --reinforce nsr --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
@@ -61,8 +61,8 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     reinforce: Literal["psr", "nsr", "w-reinforce"] = "w-reinforce"  # right rows, wrong rows, both
     lam: float = 0.1  # lambda of w-reinforce, the weight of right rows; 1: REINFORCE, 0: nsr
     entropy_coef: float = 1e-4  # of the entropy bonus; 1e-3 in the authors' code
-    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum / tokens | row means / rows | / max
-    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap); 0: off, 2 is usual
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
+    tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
 # ---- policy ------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Policy(torch.nn.Module):
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
         gpu = ids_NL.device.type == "cuda"
-        # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+        # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
                                   entropy_grad=entropy_grad)
@@ -301,10 +301,10 @@ def main(args: Args) -> Path:
                 row.advantage = A
 
         # log-probs under the policies that stand still during the update
-        score = args.temperature, args.micro_tokens, device
+        scoring = args.temperature, args.micro_tokens, device
         rows = [row for row in flat(groups) if row.advantage != 0]  # the others are dropped
         off_policy = rows if args.mini_batches > 1 else []
-        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *score)
+        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
         run.clock("logprobs")

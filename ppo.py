@@ -11,8 +11,8 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards 
     R_t   = A_t + V_t                                                                  not whitened
 
 Differs from the papers:
-  - paper: several clipped updates on each batch; here: one (`--mini-batches 1`), in which the ratio is 1 and
-    no clip acts; the command below has the paper's number. beta is 0: no reference model (NSR paper: 1e-3).
+  - paper: several epochs over each batch; here: each row is used once, by default in one update, in which the
+    ratio is 1 and no clip acts (`--mini-batches`). beta is 0: no reference model (the NSR paper's PPO: 1e-3).
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
@@ -66,9 +66,9 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     gamma: float = 1.0  # discount
     gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
     whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
-    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum / tokens | row means / rows | / max
+    loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
     beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model
-    tis_cap: float = 0.0  # weigh tokens by min(pi_trainer / pi_sampler, cap); 0: off, 2 is usual
+    tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
 # ---- policy ------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Policy(torch.nn.Module):
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
         gpu = ids_NL.device.type == "cuda"
-        # A cached bfloat16 copy of the head would add up the gradients of its chunks in bfloat16.
+        # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
                                   entropy_grad=entropy_grad)
@@ -416,13 +416,13 @@ def main(args: Args) -> Path:
         sampler.sleep()
 
         # log-probs under the policies that stand still during the update
-        score = args.temperature, args.micro_tokens, device
+        scoring = args.temperature, args.micro_tokens, device
         off_policy = rows if args.mini_batches > 1 or args.beta > 0 else []
-        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *score)
+        old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
         if reference is not None:
-            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *score)):
+            for row, logp_T in zip(rows, logprobs(reference, rows, [row.prompt for row in rows], *scoring)):
                 row.ref_logp = logp_T
                 row.k1 = row.old_logp - logp_T
 
@@ -434,9 +434,9 @@ def main(args: Args) -> Path:
         run.clock("logprobs")
 
         # update
-        warmup = min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        optimizer.param_groups[0]["lr"] = warmup * args.lr
-        critic_optimizer.param_groups[0]["lr"] = warmup * args.critic_lr
+        lr = args.lr * min(1.0, max(0, step + 1 - args.critic_warmup) / max(1, args.warmup))
+        optimizer.param_groups[0]["lr"] = lr  # its warm-up comes after the critic's steps alone
+        critic_optimizer.param_groups[0]["lr"] = args.critic_lr * min(1.0, (step + 1) / max(1, args.warmup))
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = flat(groups[g] for g in mini)
@@ -458,7 +458,7 @@ def main(args: Args) -> Path:
                 aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response).backward()
                 if step >= args.critic_warmup:
                     loss.backward()
-                kl_NT = old_NT - stack([row.ref_logp for row in part], old_NT)  # k1; 0 without a reference
+                kl_NT = stack([row.k1 for row in part], torch.zeros_like(logp_NT))  # 0 without a reference
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
                           ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT,
                           critic_loss=value_NT, critic_clip_fraction=value_clipped_NT)
@@ -470,7 +470,7 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": warmup * args.lr, "train/rows": len(rows)} | critic_metrics(rows)
+        metrics |= {"train/lr": lr, "train/rows": len(rows)} | critic_metrics(rows)
         metrics |= evaluate.rollout_metrics(plain) | means.metrics()
         run.log(metrics, groups, sampler.tokenizer)
 

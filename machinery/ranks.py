@@ -153,7 +153,10 @@ def on_device(model: torch.nn.Module, device: str):
 
 
 def weights(model: torch.nn.Module, dtype: torch.dtype):
-    """(name, whole tensor) of each parameter, gathered one at a time: every rank has to drain it."""
+    """(name, whole tensor) of each parameter, gathered one at a time: every rank has to drain it.
+
+    Shards are cast to `dtype` before they are sent; a whole parameter comes as it is.
+    """
     for name, parameter in model.named_parameters():
         sharded = isinstance(parameter, DTensor)
         yield name, parameter.detach().to(dtype).full_tensor() if sharded else parameter
@@ -162,10 +165,10 @@ def weights(model: torch.nn.Module, dtype: torch.dtype):
 def clip_gradient(model: torch.nn.Module, most: float) -> float:
     """Scales the gradient down to norm `most` if it is larger; the norm before, over all ranks' shards.
 
-    Raises UserError if it is not finite: no optimizer has moved by then.
+    Raises UserError if it is not finite, before this model's optimizer takes the step.
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     if not math.isfinite(norm):
-        raise UserError("the gradient is not finite; the last checkpoint is whole, --resume goes on from it")
+        raise UserError("the gradient is not finite: --resume goes on from the last checkpoint, if any")
     return norm

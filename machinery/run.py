@@ -41,7 +41,7 @@ class TaskArgs:
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
     max_response: int = 16  # tokens; the papers use 3072
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
-    seed: int = 0  # of the order of problems and of all sampling
+    seed: int = 0  # of the order of problems and of training's samples
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
     eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
     eval_split: str = "test"  # of a hub id or countdown
@@ -170,21 +170,27 @@ class Run:
             if not warned and rank() == 0 and self.metrics.get("engine/k3", 0) > WIDE_GAP:
                 tqdm.write(gap_warning(self.metrics, self.args.tis_cap), file=sys.stderr)
                 warned = True
-            stop = next(iter(gather([self.stop] if self.stop else [])), 0)  # of any rank
+            stop = self._stop_of_any_rank()
             if stop or (self.args.save_every and (step + 1) % self.args.save_every == 0):
                 save_checkpoint(self.folder, step + 1, parts, self.args.keep)
             if stop:
                 print(f"\nstopped by {signal.Signals(stop).name} after step {step + 1}; {go_on(self.folder)}")
                 sys.exit(0 if stop == signal.SIGTERM else 130)
-        self.step = None
         save_checkpoint(self.folder, max(start, self.args.steps), parts, self.args.keep)
+        self.step = None
+        if stop := self._stop_of_any_rank():  # it came during this save
+            self._on_signal(stop, None)
+
+    def _stop_of_any_rank(self) -> int:
+        return next(iter(gather([self.stop] if self.stop else [])), 0)
 
     def _on_signal(self, number, _) -> None:
         if self.step is None:
             print(f"\nstopped outside of a step, nothing is lost; {go_on(self.folder)}")
             sys.exit(143 if number == signal.SIGTERM else 130)
         if not self.stop and rank() == 0:  # print() may be at work already
-            os.write(2, b"\nfinishing this step, then saving; once more ends at once\n")
+            again = b"; once more ends at once" if world() == 1 else b""
+            os.write(2, b"\nfinishing this step, then saving" + again + b"\n")
         self.stop = number
         # Under torchrun it comes twice: from a scheduler that sends it to all processes, and passed on.
         if world() == 1:
@@ -193,7 +199,7 @@ class Run:
     def log(self, metrics: dict, groups: list[list], tokenizer) -> None:
         """A line to metrics.jsonl and the first and the last row of two groups to rollouts.jsonl."""
         metrics = {"step": self.step + 1, **metrics, **self.clock.metrics()}
-        self.metrics = {key: v if isinstance(v, int) else round(float(v), 6) for key, v in metrics.items()}
+        self.metrics = {key: v if isinstance(v, int) else float(f"{v:.6g}") for key, v in metrics.items()}
         if rank():
             return
         with open(self.folder / "metrics.jsonl", "a") as file:
@@ -369,11 +375,13 @@ class TokenMeans:
         self.updates += 1
 
     def metrics(self) -> dict[str, float]:
-        """train/loss is the mean over optimizer steps; without tokens to train on it is the only mean."""
+        """train/loss and train/grad_norm are means over optimizer steps, 0 without any; the rest over tokens.
+        """
         gap_max, updates = max(gather([self.gap_max])), max(1, self.updates)
         sums = total({key: float(value) for key, value in self.sums.items()})
         tokens = sums.pop("tokens", 0)
-        found = {"train/loss": sums.pop("loss", 0.0) / updates, "train/grad_norm": self.grad_norm / updates,
+        loss = sums.pop("loss", 0.0) if self.updates else 0.0
+        found = {"train/loss": loss / updates, "train/grad_norm": self.grad_norm / updates,
                  "train/updates": self.updates}
         if tokens:
             means = {key: value / tokens for key, value in sums.items()}

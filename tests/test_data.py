@@ -649,3 +649,9 @@ def test_draw_is_pure_and_depends_on_seed_and_stream():
     assert draw(1000, 20, 5, 3, 1) == draw(1000, 20, 5, 3, 1)
     draws = [draw(1000, 20, 5, seed, stream) for seed in (0, 1) for stream in (0, 1)]
     assert len({tuple(d) for d in draws}) == 4
+
+
+def test_draw_of_a_late_refill_is_fast_and_has_nothing_of_the_earlier_ones():
+    drawn = [draw(10_000, 20, 5, 0, stream) for stream in range(30)]
+    flat = [i for one in drawn for i in one]
+    assert len(flat) == len(set(flat)) > 500

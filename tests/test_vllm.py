@@ -6,10 +6,8 @@ processes of torchrun, each of which then runs `as_rank`.
 
 import copy
 import itertools
-import json
 import os
 import random
-import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import data
 from data import UserError
@@ -314,62 +312,7 @@ def test_sleep_and_update_call_vllm_in_the_order_that_memory_needs(sampler, mode
     assert calls[4:] == [("apply_model",)]
 
 
-# ---- a whole run, several processes ------------------------------------------------------------------------
-
-@needs_vllm
-def test_guide_grpo_runs_and_its_engine_follows_the_policy(tmp_path):
-    args = "--sampler vllm --steps 3 --prompts 4 --eval-problems 8 --eval-n 8 --eval-every 2 --lr 1e-3"
-    command = [sys.executable, "guide_grpo.py", *args.split(), f"--run-dir={tmp_path}/run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("done: ") and "self-distillation" in done.stdout
-    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in steps] == [1, 2, 3]
-    assert "engine/gap_max" in steps[2]
-    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
-    assert json.loads((tmp_path / "run/eval_trained.json").read_text())["versions"]["vllm"]
-
-
-@needs_vllm
-@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_processes_train_with_one_engine_between_them(tmp_path):
-    args = "--sampler=vllm --tensor-parallel=2 --sleep-level=1 --steps=3 --prompts=4 --lr=1e-3"
-    args = [*args.split(), "--eval-problems=6", "--eval-n=4", f"--run-dir={tmp_path}/run"]
-    command = [*TORCHRUN, "--", "guide_grpo.py", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in steps] == [1, 2, 3] and "engine/gap_max" in steps[2]
-    assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
-    assert len(json.loads((tmp_path / "run/eval_trained.json").read_text())["problems"]) == 6
-
-
-@needs_vllm
-@pytest.mark.skipif(DEVICE == "cuda", reason="there gpu_check.py itself samples with vLLM")
-def test_the_gpu_check_samples_with_vllm():
-    code = "import gpu_check; gpu_check.sampling(gpu_check.TINY, 'tiny', 'cpu', 'vllm')"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd="tests", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    speed, close = [line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("|")]
-    assert float(speed.split()[0]) > 0 and float(re.search(r"max (\S+),", close)[1]) < CLOSE
-
-
-@needs_vllm
-def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
-    torch.manual_seed(0)
-    like = AutoConfig.from_pretrained(MODEL).to_dict()
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    config = Qwen3MoeConfig(**{**like, "model_type": "qwen3_moe", "head_dim": 32, **experts})
-    save(AutoModelForCausalLM.from_config(config), tmp_path)
-    args = f"--model {tmp_path} --sampler vllm --eval-problems 4 --eval-n 2 --run-dir {tmp_path}/run".split()
-    done = subprocess.run([sys.executable, "grpo.py", *args], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and (tmp_path / "run/eval_base.json").exists()
-    assert done.stderr.splitlines()[-1] == (
-        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: "
-        "use --sampler transformers"
-    )
-
+# ---- several processes ------------------------------------------------------------------------------------
 
 @needs_vllm
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
