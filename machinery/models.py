@@ -129,9 +129,9 @@ def check_sampler(sampler) -> list[tuple]:
     """
     prompts, stop_ids = [list(range(8)), list(range(8, 13))], sampler.stop_ids
     with refused(sampler.path, sampler.use):
-        first = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=1, seed=0)
+        first = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=1, seed=(0,))
         sampler.stop_ids = first[0][0].ids
-        groups = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=2, seed=0)
+        groups = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=2, seed=(0,))
         sampler.stop_ids = stop_ids
         for sample in (*groups[0], *groups[1]):
             if not all(map(math.isfinite, sample.logprobs)):
