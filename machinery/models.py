@@ -65,8 +65,8 @@ def no_dropout(config) -> None:
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
             no_dropout(value)
-        elif "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
+        elif "drop" in name and isinstance(value, (int, float)):
+            setattr(config, name, type(value)(0))
 
 
 def load_tokenizer(path: str, use: str = "trained"):
