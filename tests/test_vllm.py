@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3M
 
 import data
 from data import UserError
-from grpo import pad, token_logprobs
+from grpo import Policy, pad, token_logprobs
 from machinery import sampler as sampling
+from machinery.models import check_model, check_sampler
 from machinery.ranks import pick_device
 from machinery.sampler import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
 
@@ -362,13 +363,20 @@ def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     config = Qwen3MoeConfig(**{**like, "model_type": "qwen3_moe", "head_dim": 32, **experts})
     save(AutoModelForCausalLM.from_config(config), tmp_path)
-    args = f"--model {tmp_path} --sampler vllm --eval-problems 4 --eval-n 2 --run-dir {tmp_path}/run".split()
-    done = subprocess.run([sys.executable, "grpo.py", *args], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and (tmp_path / "run/eval_base.json").exists()
-    assert done.stderr.splitlines()[-1] == (
-        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: "
-        "use --sampler transformers"
-    )
+    with pytest.raises(UserError, match="cannot take over the weights of a mixture-of-experts model: use"):
+        build(str(tmp_path))
+    args = f"--model {tmp_path} --sampler vllm --limit 4 --n 2 --max-tokens 4 --out {tmp_path}/out.json"
+    command = [sys.executable, "evaluate.py", *args.split(), "--gpu-memory=0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "out.json").exists(), done.stderr
+
+
+@needs_vllm
+def test_a_policy_is_tried_out_with_its_engine(untied):
+    sampler, path = untied
+    policy = Policy(path)
+    assert check_model(policy, sampler) is policy
+    assert [len(sample.ids) for _, sample in check_sampler(sampler)] == [1, 2]
 
 
 @needs_vllm
