@@ -343,7 +343,7 @@ class TransformersSampler(Sampler):
             use_cache=True, logits_to_keep=1,
         )
         if not hasattr(out, "past_key_values"):
-            raise ValueError("transformers has no key-value cache for it, which --sampler vllm may have")
+            raise ValueError("transformers has no key-value cache for it")
         repeats = torch.tensor(counts, device=self.device)
         owner = torch.arange(len(prompts), device=self.device).repeat_interleave(repeats)
         kv, logits = out.past_key_values, out.logits[owner, -1]

@@ -34,7 +34,8 @@ SIZES = {"vocab_size": 314, "hidden_size": 32, "intermediate_size": 64, "num_hid
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 LATENT = {**EXPERTS, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
-          "v_head_dim": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+          "v_head_dim": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+          "num_key_value_heads": 4}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
           "linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
