@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import data
 from data import TEMPLATES, UserError
+from machinery.models import check_sampler
 from machinery.ranks import gather, join, rank, share, total
 from machinery.run import check_ranges, write_json
 from machinery.sampler import Sampler
@@ -326,7 +327,8 @@ def main(args: Args) -> None:
     template = data.pick_template(args.template, args.data)
     problems = data.load(args.data, args.split, args.limit or None)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
-                      tensor_parallel=args.tensor_parallel)
+                      tensor_parallel=args.tensor_parallel, use="sampled from")
+    check_sampler(sampler)
     prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
     if args.hinted:
         prompts = [prompt for prompt in prompts if prompt.hinted]

@@ -31,12 +31,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
-from transformers import AutoModel, AutoModelForCausalLM
 
 import data
 import evaluate
-from data import Problem, UserError
+from data import Problem
 from machinery.checkpoint import save_model
+from machinery.models import check_logits, check_model, load_model
 from machinery.ranks import clip_gradient, gather, join, micro_batches, on_device, shard, share, weights
 from machinery.run import Run, RunArgs, TokenMeans, check_ranges, launch
 from machinery.sampler import Sampler
@@ -77,15 +77,10 @@ class Policy(torch.nn.Module):
     """The language model, asked for the log-probs of responses instead of logits. Its weights are float32."""
 
     def __init__(self, path: str):
-        """Raises UserError if the model's logits are not head(hidden states), scaled say."""
+        """Raises UserError if there is no such model, or it cannot be trained."""
         super().__init__()
-        self.backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        ids = torch.arange(8)[None]
-        with torch.no_grad():
-            logp_LV = self.backbone(ids).logits[0, :-1].log_softmax(-1)
-            logp_NT, _, _ = self(ids, torch.tensor([1]), torch.tensor([7]), 1.0)
-        if not torch.allclose(logp_LV.gather(1, ids[0, 1:, None])[:, 0], logp_NT[0], atol=1e-3):
-            raise UserError(f"--model {path} scales or caps its logits, which token_logprobs does not do")
+        self.backbone = load_model(path, torch.float32)
+        check_logits(self, path)
 
     def forward(self, ids_NL, prompt_N, response_N, temperature: float, entropy_grad=False):
         """`token_logprobs`, on a GPU in bfloat16."""
@@ -148,8 +143,10 @@ class Critic(torch.nn.Module):
 
     def __init__(self, path: str):
         super().__init__()
-        self.backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
-        self.head = torch.nn.Linear(self.backbone.config.hidden_size, 1)
+        self.backbone = load_model(path, torch.float32).base_model
+        with torch.no_grad():
+            hidden_NLD = self.backbone(torch.arange(8)[None], use_cache=False).last_hidden_state
+        self.head = torch.nn.Linear(hidden_NLD.shape[-1], 1)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -390,7 +387,7 @@ def main(args: Args) -> Path:
     template = data.pick_template(args.template, args.data)
     prompts, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
     held_out = evaluate.HeldOut(args, sampler, verifier)
-    policy = shard(Policy(args.model), device, args.gradient_checkpointing)
+    policy = check_model(shard(Policy(args.model), device, args.gradient_checkpointing), sampler)
     critic = shard(Critic(args.model), device, args.gradient_checkpointing)
     reference = shard(Policy(args.model), device).to("cpu").eval() if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,

@@ -59,7 +59,7 @@ def model_hints(model: str, device: str, tries: int, max_tokens: int):
     """hints(problems) -> a language model's guidance for each; None where all `tries` leak or are empty."""
     from machinery.sampler import Sampler  # slow to import, and solutions need none
 
-    sampler = Sampler(model, device=device)
+    sampler = Sampler(model, device=device, use="sampled from")
 
     def hints(problems: list[Problem]) -> list[str | None]:
         prompts = {problem.id: _guidance_prompt(problem, sampler.tokenizer) for problem in problems}

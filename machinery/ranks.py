@@ -121,14 +121,18 @@ def shard(model: torch.nn.Module, device: str, gradient_checkpointing: bool = Fa
     float32, on a GPU the compute is bfloat16. A model on the CPU goes to the GPU layer by layer: no GPU ever
     holds all of it.
     """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if gradient_checkpointing:
-        model.train()  # transformers recomputes in training mode only
-        model.backbone.gradient_checkpointing_enable()
+        try:
+            model.backbone.gradient_checkpointing_enable()
+        except ValueError as error:
+            raise UserError(f"--gradient-checkpointing: {error}") from error
+        for layer in layers:
+            layer.training = True  # it recomputes in training mode only; the dropout inside of it stays out
     if world() == 1:
         return model.to(device)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     whole = MixedPrecisionPolicy()  # the head too: the gradients of its chunks would be added up in bfloat16
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     mesh = init_device_mesh(device, (world(),))
     # Embedding and head stay together in the last one: they may be one tensor.
     for module in (*layers, model):

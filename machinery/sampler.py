@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.functional import linear
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from data import UserError
+from machinery.models import load_config, load_model, load_tokenizer, refused
 from machinery.ranks import pick_device, rank, world
 
 
@@ -27,13 +28,31 @@ class Sample:
 
 
 def stop_token_ids(tokenizer, generation_config) -> list[int]:
-    """Every id that ends a response: a base model's EOS is not the token that ends a turn of its chat."""
-    eos = generation_config.eos_token_id
-    ids = set(eos if isinstance(eos, (list, tuple)) else [eos]) | {tokenizer.eos_token_id}
-    vocab = tokenizer.get_vocab()
-    ends = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")
-    ids |= {vocab.get(t) for t in ends}
+    """Every id that ends a response: what the model names, and what its chat template puts behind a turn.
+
+    Where its generation config names no more than the tokenizer's EOS, which in a base model is not the end
+    of a turn, the well-known names too; but in harmony <|end|> ends a channel.
+    """
+    eos, vocab = generation_config.eos_token_id, tokenizer.get_vocab()
+    named = set(eos) if isinstance(eos, (list, tuple)) else {eos}
+    ids = named | {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    if named <= {tokenizer.eos_token_id, None}:
+        ends = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")
+        if "<|channel|>" in vocab:
+            ends = ("<|return|>", "<|call|>")
+        ids |= {vocab.get(t) for t in ends}
     return sorted(i for i in ids if i is not None)
+
+
+def end_of_turn(tokenizer) -> int | None:
+    """The special token that stands behind an assistant's turn in the tokenizer's own chat template."""
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception:  # there is none, or whatever one raises that no such chat fits: it tells nothing
+        return None
+    behind = tokenizer.encode(text.rpartition("answer")[2].strip(), add_special_tokens=False)
+    return behind[0] if behind and behind[0] in tokenizer.all_special_ids else None
 
 
 class Sampler:
@@ -59,8 +78,11 @@ class Sampler:
         gpu_memory: float = 0.4,
         tensor_parallel: int = 1,
         sleep_level: int = 0,
+        use: str = "trained",
     ):
         """Loads the model at `model_path` (hub id or folder): bfloat16 on a GPU, float32 elsewhere.
+
+        `use`: what for, "trained" or "sampled from", see machinery/models.py.
 
         transformers: `cache_tokens` bounds rows x tokens of the key-value cache, so how many responses are
         sampled at once. vllm: `gpu_memory` is its share of the whole GPU, 0.4 leaves room for a trainer;
@@ -71,14 +93,14 @@ class Sampler:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.cache_tokens, self.gpu_memory = cache_tokens, gpu_memory
         self.tensor_parallel, self.sleep_level = tensor_parallel, sleep_level
-        self.tokenizer = load_tokenizer(model_path)
-        config = AutoConfig.from_pretrained(model_path)
+        self.path, self.use = model_path, use
+        config, self.tokenizer = load_config(model_path, use), load_tokenizer(model_path, use)
         try:
             generation_config = GenerationConfig.from_pretrained(model_path)
         except OSError:  # the model comes without one
             generation_config = GenerationConfig.from_model_config(config)
         self.stop_ids = stop_token_ids(self.tokenizer, generation_config)
-        self.positions = getattr(config, "max_position_embeddings", math.inf)
+        self.positions = getattr(config.get_text_config(), "max_position_embeddings", math.inf)
         self._start(model_path, config)
 
     @torch.no_grad()
@@ -163,8 +185,9 @@ class VllmSampler(Sampler):
         with torch.device("meta"), forked_rng(0, self.device):
             self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)  # shapes, no memory
         experts = any(".experts." in name for name, _ in self.model.named_parameters())
-        quantized = getattr(config, "quantization_config", None)
-        self.frozen = "quantized" if quantized else "mixture-of-experts" if experts else ""
+        if experts and self.use == "trained":  # vLLM lays their weights out for its kernels
+            raise UserError("--sampler vllm cannot take over the weights of a mixture-of-experts model: "
+                            "use --sampler transformers")
 
         engine = {"dtype": self.dtype, "tensor_parallel_size": self.tensor_parallel,
                   "skip_tokenizer_init": True, "use_tqdm_on_load": False,
@@ -177,18 +200,12 @@ class VllmSampler(Sampler):
         else:  # small blocks: short prompts are cached as they are on a GPU
             engine |= {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**30}
             keep_cpu_weights()
-        with forked_rng(0, self.device):
+        with refused(model_path, self.use), forked_rng(0, self.device):
             self.llm = vllm.LLM(model_path, **engine)
         self.positions = min(self.positions, self.llm.model_config.max_model_len)
         self.asleep = False
 
     def _load(self, named_tensors) -> None:
-        if self.frozen:  # vLLM has laid their weights out for its kernels
-            raise UserError(
-                f"--sampler vllm cannot take over the weights of a {self.frozen} model: "
-                "use --sampler transformers"
-            )
-
         def load(model) -> set[str]:
             return {name for name, _ in model.named_parameters()} - model.load_weights(named_tensors)
 
@@ -270,8 +287,7 @@ class TransformersSampler(Sampler):
     """The transformers model with a key-value cache: slower than vLLM on a GPU, and at home everywhere."""
 
     def _start(self, model_path: str, config) -> None:
-        model = AutoModelForCausalLM.from_pretrained(model_path, config=config, dtype=self.dtype)
-        self.model = model.to(self.device).eval()
+        self.model = load_model(model_path, self.dtype, self.use).to(self.device)
 
     def _load(self, named_tensors) -> None:
         own = dict(self.model.named_parameters())
@@ -314,9 +330,7 @@ class TransformersSampler(Sampler):
         if batch:
             yield batch
 
-    def _generate_batch(
-        self, prompts, counts, temperature, max_tokens, top_p, top_k, generator
-    ) -> list[Sample]:
+    def _generate_batch(self, prompts, counts, temperature, max_tokens, top_p, top_k, generator):
         lengths = [len(p) for p in prompts]
         width = max(lengths)
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)  # left padding
@@ -328,11 +342,13 @@ class TransformersSampler(Sampler):
             ids, attention_mask=mask if padded else None, position_ids=position,
             use_cache=True, logits_to_keep=1,
         )
+        if not hasattr(out, "past_key_values"):
+            raise ValueError("transformers has no key-value cache for it")
         repeats = torch.tensor(counts, device=self.device)
         owner = torch.arange(len(prompts), device=self.device).repeat_interleave(repeats)
         kv, logits = out.past_key_values, out.logits[owner, -1]
         mask, position = mask[owner], position[owner, -1:]
-        kv.batch_select_indices(owner)
+        kv.reorder_cache(owner)
 
         stop = torch.tensor(self.stop_ids, device=self.device)
         alive = torch.arange(len(owner), device=self.device)  # rows of the result that are still growing
@@ -355,7 +371,7 @@ class TransformersSampler(Sampler):
                 break
             if ended.any():
                 going = (~ended).nonzero()[:, 0]
-                kv.batch_select_indices(going)
+                kv.reorder_cache(going)
                 alive, token, mask, position = alive[going], token[going], mask[going], position[going]
             position = position + 1
             if padded:
@@ -382,16 +398,3 @@ def sampling_logprobs(
         outside = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays in
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
     return logits.log_softmax(-1)
-
-
-def load_tokenizer(model_path: str):
-    """The tokenizer of a hub id or folder. Raises UserError if there is no such model."""
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        said = str(error).split("\n")[0]
-        raise UserError(
-            f"--model {model_path} is neither a folder with a model nor a hub id to be had: {said}"
-        ) from error
-
-

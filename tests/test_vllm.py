@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import data
 from data import UserError
-from grpo import pad, token_logprobs
+from grpo import Policy, pad, token_logprobs
 from machinery import sampler as sampling
+from machinery.models import check_model, check_sampler
 from machinery.ranks import pick_device
 from machinery.sampler import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
 
@@ -310,6 +311,14 @@ def test_sleep_and_update_call_vllm_in_the_order_that_memory_needs(sampler, mode
     assert gap(model, prompts, sampler.generate(prompts, 4, 1.0, 16, seed=0)) < CLOSE
     sampler.update(model.named_parameters())  # awake: nothing to wake
     assert calls[4:] == [("apply_model",)]
+
+
+@needs_vllm
+def test_a_policy_is_tried_out_with_its_engine(untied):
+    sampler, path = untied
+    policy = Policy(path)
+    assert check_model(policy, sampler) is policy
+    assert [len(sample.ids) for _, sample in check_sampler(sampler)] == [1, 2]
 
 
 # ---- several processes ------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
-from test_vllm import CLOSE, DEVICE, MODEL, TORCHRUN, needs_vllm, save
+from test_vllm import CLOSE, DEVICE, MODEL, TORCHRUN, build, needs_vllm, save
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
+
+from data import UserError
 
 
 @needs_vllm
@@ -57,10 +59,9 @@ def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
     config = Qwen3MoeConfig(**{**like, "model_type": "qwen3_moe", "head_dim": 32, **experts})
     save(AutoModelForCausalLM.from_config(config), tmp_path)
-    args = f"--model {tmp_path} --sampler vllm --eval-problems 4 --eval-n 2 --run-dir {tmp_path}/run".split()
-    done = subprocess.run([sys.executable, "grpo.py", *args], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and (tmp_path / "run/eval_base.json").exists()
-    assert done.stderr.splitlines()[-1] == (
-        "error: --sampler vllm cannot take over the weights of a mixture-of-experts model: "
-        "use --sampler transformers"
-    )
+    with pytest.raises(UserError, match="cannot take over the weights of a mixture-of-experts model: use"):
+        build(str(tmp_path))
+    args = f"--model {tmp_path} --sampler vllm --limit 4 --n 2 --max-tokens 4 --out {tmp_path}/out.json"
+    command = [sys.executable, "evaluate.py", *args.split(), "--gpu-memory=0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "out.json").exists(), done.stderr
