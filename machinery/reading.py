@@ -83,7 +83,7 @@ def part_of(split: str, count: int) -> range:
     """
     if "[" not in split:
         return range(count)
-    match = re.fullmatch(r"[^\[]*\[(-?\d+)?(%?):(-?\d+)?(%?)\]", split.replace(" ", ""))
+    match = re.fullmatch(r"[^\[]*\[(-?\d+)?(%?):(-?\d+)?(%?)\]", split)
     if not match:
         raise UserError(f"split {split!r}: write a part of it as train[:100], train[100:] or train[:10%]")
     bounds = []
