@@ -42,7 +42,8 @@ class Problem:
 
 # ---- loading -------------------------------------------------------------------------------------
 
-QUESTION = ("question", "problem", "prompt", "input", "messages", "conversations")  # its column's names
+# Names of columns; the first one that is there and not empty is read.
+QUESTION = ("question", "problem", "prompt", "input", "instruction", "messages", "conversations")
 ANSWER = ("answer", "gold", "target", "final_answer", "expected_answer")
 SOLUTION = ("solution", "cot", "rationale")
 MEDIA = ("image", "images", "videos", "audios")  # columns without which the question would not be whole
@@ -93,7 +94,7 @@ def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -
         columns = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
         why = "; ".join(list(bad)[:5])
         raise UserError(f"{name}: no problem can be read from the columns {columns}: {why}; {ACCEPTED}")
-    reading.leave_out(bad, len(numbers), name, ACCEPTED)
+    reading.leave_out(bad, len(numbers), name, f"mend or remove them; {ACCEPTED}")
     if len({p.id for p in problems}) < len(problems):  # ids pair the problems of two evaluations
         problems = [replace(p, id=f"{p.id}#{i}") for i, p in enumerate(problems)]
     return problems
@@ -123,7 +124,7 @@ def _problem(given: dict, default_id: str, own_verifier: bool) -> Problem:
     if not problem or not problem.question.strip():
         raise BadRow("no question")
     if not own_verifier and not problem.answer.strip():
-        raise BadRow("no answer, or none that can be read")
+        raise BadRow("no answer that can be read")
     if not own_verifier and problem.domain == "math" and len(problem.answer) > 300:
         raise BadRow("an answer of more than 300 characters")  # the answer is somewhere inside: no guess
     id = str(_first(row, "id", "unique_id", "task_id", "problemid", default=default_id))
@@ -261,6 +262,7 @@ READERS = {  # the first that knows a row's columns reads it
     f"{' | '.join(QUESTION)} (text or chat), {' | '.join(ANSWER)} or \\boxed{{}} in solution": _read_math,
 }
 ACCEPTED = f"accepted columns (any case, hint and id with them): {'; or '.join(READERS)}"
+ACCEPTED += "; with a --verifier of your own no answer is needed"
 
 
 def _first(row: dict, *names: str, default=None):
@@ -416,7 +418,7 @@ def encode(
             counts["hints_too_long"] += 1
             hinted = None
         prompts.append(Prompt(problem, plain, hinted))
-    reading.leave_out(bad, len(problems), "prompts", f"or use another template than {template}")
+    reading.leave_out(bad, len(problems), "prompts", "mend or remove them, or use another --template")
     if not prompts and longest < max_tokens:
         too_many = f"every prompt and {max_response} tokens for the response exceed the model's {positions}"
         raise UserError(f"{too_many} positions: lower --max-response (--max-tokens of evaluate.py)")

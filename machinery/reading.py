@@ -116,7 +116,7 @@ def leave_out(bad: dict[str, list], count: int, name: str, remedy: str) -> None:
         reasons.append(f"{why} (rows {str(rows[:10])[1:-1]})")
     message = f"{name}: {n_bad} of {count} rows cannot be used: {'; '.join(reasons)}"
     if n_bad > 0.01 * count:
-        raise UserError(f"{message}: mend or remove them; {remedy}")
+        raise UserError(f"{message}: {remedy}")
     print(f"{message}: left out", file=sys.stderr)
 
 

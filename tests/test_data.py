@@ -119,6 +119,10 @@ SCHEMAS = {
         {"instruction": "Add.", "input": "2 and 3", "answer": "5"},
         Problem("rows/0", "Add.\n\n2 and 3", "5"),
     ),
+    "alpaca without input": (
+        {"instruction": "Add 2 and 3.", "input": "", "answer": "5"},
+        Problem("rows/0", "Add 2 and 3.", "5"),
+    ),
     "sharegpt": (
         {"conversations": [{"from": "system", "value": "Be brief."},
                            {"from": "human", "value": "What is 2+3?"},
@@ -382,7 +386,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ({"prompt": "def f():", "entry_point": "f", "test": 7}, "AttributeError"),
     ({"prompt": 7, "entry_point": "f", "test": "x", "canonical_solution": None}, "no answer"),
     ({"question": "Q", "choices": "['a', 'b']", "answer": "A"}, "choices that are no list"),
-    ({"question": "Q", "choices": ["a", "b"], "answer": "AB"}, "no answer, or none that can be read"),
+    ({"question": "Q", "choices": ["a", "b"], "answer": "AB"}, "no answer that can be read"),
     ({"question": "Q", "answer": 1, "domain": "math", "meta": {}}, "AttributeError"),
 ])
 def test_a_bad_row_is_left_out_by_its_number_and_reason(row, why, tmp_path, capsys):
@@ -402,7 +406,7 @@ def test_reasons_are_told_apart(tmp_path, capsys):
     rows[4] = 5
     load(write(tmp_path / "rows.jsonl", rows))
     said = capsys.readouterr().err
-    assert "3 of 1000 rows cannot be used: no answer, or none that can be read (rows 3, 5); " in said
+    assert "3 of 1000 rows cannot be used: no answer that can be read (rows 3, 5); " in said
     assert said.endswith("; no columns (rows 4): left out\n")
 
 
