@@ -85,6 +85,7 @@ class HeldOut:
     def __init__(self, args, sampler: Sampler, verifier: Verifier):
         self.args, self.sampler, self.verifier = args, sampler, verifier
         self.name = args.eval_data or ("" if args.data.lower().endswith(data.FILE_TYPES) else args.data)
+        self.prompts = []
         if self.name:
             template = data.pick_template(args.template, args.data)
             problems = data.load(self.name, args.eval_split, args.eval_problems, 0, bool(args.verifier))

@@ -295,7 +295,7 @@ def main(args: Args) -> Path:
     reference = shard(Policy(args.model), device).to("cpu").eval() if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
                                   fused=device == "cuda")
-    run = Run(args, __file__, prompts)
+    run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
     held_out.write(run.folder / "eval_base.json", again=False)
 

@@ -431,7 +431,7 @@ def main(args: Args) -> Path:
                                   fused=device == "cuda")
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr,
                                          weight_decay=args.weight_decay, fused=device == "cuda")
-    run = Run(args, __file__, prompts)
+    run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
     held_out.write(run.folder / "eval_base.json", again=False)
 

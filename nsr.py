@@ -278,7 +278,7 @@ def main(args: Args) -> Path:
     policy = shard(Policy(args.model), device, args.gradient_checkpointing)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
                                   fused=device == "cuda")
-    run = Run(args, __file__, prompts)
+    run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
     held_out.write(run.folder / "eval_base.json", again=False)
 

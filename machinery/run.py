@@ -212,13 +212,13 @@ class Run:
 
 
 def check_data(folder: Path, prompts: list, resumed: bool) -> None:
-    """Keeps in data.json which prompts a run has. Raises UserError if a resumed run has others."""
+    """Keeps in data.json what prompts a run has, of held-out problems too. UserError if they were others."""
     file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
     then = json.loads(file.read_text()) if resumed and file.exists() else now
     if then != now:
         raise UserError(
             f"the data has changed since {folder} began ({then['prompts']} prompts then, {len(prompts)} now, "
-            "not the same ones): put it back as it was, or start a new run"
+            "held-out ones included): put it back as it was, or start a new run"
         )
     write_json(file, now)
 
