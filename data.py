@@ -339,14 +339,14 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
             raise UserError("this tokenizer has no chat template: use --template plain, qwen-math or guide")
         turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
         return "".join(turns) + "<|im_start|>assistant\n"
-    return chat_text(tokenizer, messages)
+    return chat_text(tokenizer, messages, problem.id)
 
 
-def chat_text(tokenizer, messages: list[dict]) -> str:
+def chat_text(tokenizer, messages: list[dict], name: str) -> str:
     """Messages through the tokenizer's chat template, up to where the reply begins.
 
     A template may read lists of parts alone and show nothing of plain text: it gets parts then. Raises
-    UserError if it refuses the messages, as some do a system message, or leaves one out.
+    UserError, which says `name`, if it refuses the messages, as some do a system message, or leaves one out.
     """
     in_parts = []
     for message in messages:
@@ -370,7 +370,7 @@ def chat_text(tokenizer, messages: list[dict]) -> str:
         if not lost:
             return text
         why = why or f"leaves out text of the {lost[-1]} message"
-    raise UserError(f"this tokenizer's chat template {why}: use another --template")
+    raise UserError(f"{name}: this tokenizer's chat template {why}: use another --template")
 
 
 def _squeeze(text: str) -> str:
@@ -462,7 +462,7 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 @dataclass
 class Args:
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown; of a file too if it is a part, train[:100]
+    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
     verifier: str = ""  # as in the training scripts: an answer may be missing
     show: int = 3  # how many problems
     seed: int = 0  # of the choice of problems

@@ -35,7 +35,7 @@ Guidance:"""
 @dataclass
 class Args:
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown
+    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
     by: Literal["solution", "model"] = "solution"  # from the solution's first half, or by --model
     model: str = EMBEDDED_MODEL  # hub id or folder of the model that writes the hints
     out: str = ""  # .jsonl file to write; an unfinished one is continued
@@ -87,7 +87,7 @@ def _guidance_prompt(problem: Problem, tokenizer) -> list[int]:
     text = GUIDANCE.format(question=problem.question, solution=problem.solution or "(none)")
     own = tokenizer.chat_template is not None
     if own:
-        text = chat_text(tokenizer, [{"role": "user", "content": text}])
+        text = chat_text(tokenizer, [{"role": "user", "content": text}], problem.id)
     return list(tokenizer(text, add_special_tokens=not own).input_ids)
 
 

@@ -172,7 +172,8 @@ def hint_of(value) -> str:
 
 # ---- chats -----------------------------------------------------------------------------------------
 
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of them
 
 
 def is_chat(value) -> bool:
@@ -202,8 +203,11 @@ def chat_of(value) -> tuple[str, list[dict], str]:
     messages = []
     for message in value:
         role = message.get("role") or message.get("from")
+        role = SHAREGPT.get(role, role)
+        if role not in ROLES:
+            raise BadRow(f"a message of the role {role!r}")
         content = message.get("value") if message.get("content") is None else message["content"]
-        messages.append({"role": ROLES.get(role, role), "content": _content(content)})
+        messages.append({"role": role, "content": _content(content)})
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     if not users:
         raise BadRow("a chat without a user's message")

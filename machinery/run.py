@@ -36,7 +36,7 @@ class TaskArgs:
 
     model: str = EMBEDDED_MODEL  # Hugging Face hub id or folder
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), a .jsonl, .json, .parquet or .csv file
-    data_split: str = "train"  # of a hub id or countdown
+    data_split: str = "train"  # of a hub id or countdown; a part of any: train[:1000]
     template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
     max_response: int = 16  # tokens; the papers use 3072

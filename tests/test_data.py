@@ -382,6 +382,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ({"prompt": [{"role": "user", "content": [{"type": "audio", "text": None}]}], "answer": "1"}, "'audio'"),
     ({"prompt": CHAT[1:], "images": ["x.png"], "answer": "1"}, "something in its column 'images'"),
     ({"messages": CHAT[:1], "answer": "1"}, "a chat without a user's message"),
+    ({"messages": [*CHAT, {"role": "observation", "content": "x"}], "answer": "1"}, "the role 'observation'"),
     ({"messages": [*CHAT, {"role": "user", "content": None}], "answer": "1"}, "a message without text"),
     ({"prompt": "def f():", "entry_point": "f", "test": 7}, "AttributeError"),
     ({"prompt": 7, "entry_point": "f", "test": "x", "canonical_solution": None}, "no answer"),
@@ -621,7 +622,7 @@ def test_a_chat_template_that_reads_parts(chat_template, tokenizer):
 def test_a_chat_template_that_loses_text(chat_template, template, said, tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = chat_template
-    with pytest.raises(UserError, match=f"chat template {said}.*: use another --template"):
+    with pytest.raises(UserError, match=f"p: this tokenizer's chat template {said}.*: use another --templ"):
         encode([ADD], tokenizer, template, 1000)
 
 
