@@ -83,7 +83,7 @@ def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -
     """The problems of the rows with these numbers."""
     if not numbers:
         raise UserError(f"{name}: no rows")
-    problems, bad, stem = [], {}, Path(name.removesuffix(".gz")).stem
+    problems, bad, stem = [], {}, Path(re.sub(r"\.gz$", "", name, flags=re.I)).stem
     for i in numbers:
         try:
             problems.append(_problem(rows[i], f"{stem}/{i}", own_verifier))
@@ -146,7 +146,7 @@ def _unfold_chat(row: dict) -> dict:
         row["input"] = f"{row['instruction']}\n\n{row['input']}"
     if reply and not _solution(row):
         row["solution"] = reply
-    return {"earlier": earlier} if earlier else {}
+    return {"earlier_messages": earlier} if earlier else {}
 
 
 def _other_columns(row: dict, problem: Problem) -> dict:
@@ -155,6 +155,8 @@ def _other_columns(row: dict, problem: Problem) -> dict:
     for column, value in row.items():
         name = str(column).lower()
         if hasattr(problem, name) and getattr(problem, name) == value:
+            continue
+        if name in ("earlier_messages", "hinted_question"):  # which make the prompt, where a reader sets them
             continue
         with suppress(TypeError, ValueError):  # pictures, dates, half a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
@@ -317,7 +319,7 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     """
     if template not in TEMPLATES:
         raise UserError(f"unknown template {template!r}: use one of {', '.join(TEMPLATES)}")
-    question, earlier = problem.question, problem.meta.get("earlier", [])
+    question, earlier = problem.question, problem.meta.get("earlier_messages", [])
     if hinted:
         assert problem.hint, f"{problem.id} has no hint"
         space = " " if template == "countdown" else "\n\n"
@@ -406,9 +408,9 @@ def encode(
         try:
             plain = render(tokenizer, problem, template)
             hinted = render(tokenizer, problem, template, hinted=True) if problem.hint else None
-        except UserError:  # of the template, not of one problem
-            raise
         except Exception as error:  # tokenizers raise many kinds
+            if isinstance(error, UserError) and not isinstance(error, BadRow):
+                raise  # the template's fault, not the row's
             bad.setdefault(reading.reason(error), []).append(problem.id)
             continue
         if len(plain) > longest:
@@ -430,7 +432,7 @@ def encode(
             id, text, back = prompt.problem.id, text[:80], back[:80]
             raise UserError(f"the tokenizer does not give the prompt of {id} back: {back!r} for {text!r}")
     if template in SYSTEM:
-        given = {m["content"] for prompt in prompts for m in prompt.problem.meta.get("earlier", [])}
+        given = {m["content"] for prompt in prompts for m in prompt.problem.meta.get("earlier_messages", [])}
         if given - {SYSTEM[template]}:
             print(f"--template {template}: its system message stands in place of the data's", file=sys.stderr)
     return prompts, counts
@@ -490,5 +492,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, BadRow, OSError) as error:  # OSError: no such --model
+    except (UserError, OSError) as error:  # OSError: no such --model
         sys.exit("error: " + " ".join(str(error).split("\n")[:2]))

@@ -21,8 +21,8 @@ class UserError(ValueError):
     """Something the user can mend: a script prints the message as one line and exits with code 1."""
 
 
-class BadRow(ValueError):
-    """Why one row is no problem that can be used: a few such rows are left out, many are a UserError."""
+class BadRow(UserError):
+    """Why one row cannot be used: where the other rows can, it is left out."""
 
 
 # ---- rows ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from machinery import answers, hints, reading, tasks
 ROOT = Path(data.__file__).parent
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Problem: What is 2+3?"}]
-BEFORE = {"earlier": CHAT[:1]}
+BEFORE = {"earlier_messages": CHAT[:1]}
 
 
 def write(path: Path, rows) -> str:
@@ -419,7 +419,7 @@ def test_what_a_verifier_of_ones_own_gets(tmp_path):
         {"question": "Q", "answer": {"low": 1, "high": 2}},
         {"question": "Q", "answer": 5, "half": "\ud800"},
         {"prompt": CHAT, "reward_model": {"ground_truth": {"cases": [1]}, "style": "rule"}},
-        {"question": "Q", "domain": "math", "meta": {"x": 1}, "y": 2},
+        {"question": "Q", "domain": "math", "meta": {"x": 1}, "y": 2, "hinted_question": "?"},
     ]
     name = write(tmp_path / "rows.jsonl", rows)
     problems = load(name, own_verifier=True)
@@ -553,7 +553,7 @@ def test_real_chat_template(tokenizer):
     assert prompt_text(ADD, "chat", tokenizer) == f"{USER}What is 2+3?\n{BOXED}{END}{ASSISTANT}"
 
 
-SEVERAL = Problem("several", "And 4+5?", "9", hint="Count on.", meta={"earlier": [
+SEVERAL = Problem("several", "And 4+5?", "9", hint="Count on.", meta={"earlier_messages": [
     *CHAT[:1], {"role": "user", "content": "What is 2+3?"}, {"role": "assistant", "content": "5"}]})
 TOLD = Problem("told", "What is 2+3?", "5", hint="Count on.", meta=BEFORE)
 
@@ -564,7 +564,7 @@ TOLD = Problem("told", "What is 2+3?", "5", hint="Count on.", meta=BEFORE)
     (TOLD, "plain", "Be brief.\n\nWhat is 2+3?\n"),
     (TOLD, "countdown", "Be brief.\n\nWhat is 2+3?\n"),
     (TOLD, "guide", f"[system]{BOXED}[user]Problem: What is 2+3?[assistant]"),
-    (data.replace(TOLD, meta={"earlier": [{"role": "system", "content": BOXED}]}), "chat",
+    (data.replace(TOLD, meta={"earlier_messages": [{"role": "system", "content": BOXED}]}), "chat",
      f"[system]{BOXED}[user]What is 2+3?[assistant]"),  # the instruction is not said twice
 ])
 def test_messages_before_the_question(problem, template, text):
@@ -591,7 +591,7 @@ def test_a_system_message_that_is_not_shown_is_said(template, capsys):
     encode([ADD, TOLD], FakeTokenizer(), template, 1000)
     said = f"--template {template}: its system message stands in place of the data's\n"
     assert capsys.readouterr().err == said
-    same = {"earlier": [{"role": "system", "content": data.SYSTEM[template]}]}
+    same = {"earlier_messages": [{"role": "system", "content": data.SYSTEM[template]}]}
     encode([data.replace(TOLD, meta=same)], FakeTokenizer(), template, 1000)
     assert capsys.readouterr().err == ""
 
