@@ -15,6 +15,7 @@ import sys
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -291,6 +292,7 @@ def _reference_program(prompt: str, body: str) -> str:
 TEMPLATES = ("countdown", "plain", "qwen-math", "guide", "chat")
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 SYSTEM = {"qwen-math": "You are a helpful assistant.", "guide": BOXED}
+TODAY = date(2024, 7, 26)  # where a chat template writes the date: a resumed run must see the same
 INSTRUCTIONS = {"math": BOXED, "choice": BOXED.replace("your final answer", "the letter of your answer")}
 
 
@@ -362,7 +364,8 @@ def chat_text(tokenizer, messages: list[dict], name: str) -> str:
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
-                date_string="26 Jul 2024",  # Llama 3 writes it: not today's, or a resumed run sees another
+                date_string=TODAY.strftime("%d %b %Y"),  # Llama 3
+                strftime_now=TODAY.strftime,  # gpt-oss and others
             )
         except (jinja2.TemplateError, TypeError) as error:
             why = why or f"refuses the messages ({error})"
@@ -439,10 +442,10 @@ def encode(
 
 
 def fingerprint(prompts: list[Prompt]) -> str:
-    """A hash of all that a run takes from its data: the problems and their token ids, in their order."""
+    """A hash of what a run takes from its data: the problems, their order, and which hints are used."""
     sha = hashlib.sha256()
     for prompt in prompts:
-        sha.update(json.dumps([vars(prompt.problem), prompt.plain, prompt.hinted]).encode())
+        sha.update(json.dumps([vars(prompt.problem), prompt.hinted is not None]).encode())
     return sha.hexdigest()
 
 

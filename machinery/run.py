@@ -212,7 +212,7 @@ class Run:
 
 
 def check_data(folder: Path, prompts: list, resumed: bool) -> None:
-    """Keeps in data.json what prompts a run has, of held-out problems too. UserError if they were others."""
+    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others."""
     file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
     then = json.loads(file.read_text()) if resumed and file.exists() else now
     if then != now:

@@ -499,7 +499,7 @@ class FakeTokenizer:
     def __init__(self, chat_template="fake", loses=""):
         self.chat_template, self.loses = chat_template, loses
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking, date_string):
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking, **_):
         assert (tokenize, add_generation_prompt, enable_thinking) == (False, True, False)
         return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
 
@@ -624,6 +624,13 @@ def test_a_chat_template_that_loses_text(chat_template, template, said, tokenize
     tokenizer.chat_template = chat_template
     with pytest.raises(UserError, match=f"p: this tokenizer's chat template {said}.*: use another --templ"):
         encode([ADD], tokenizer, template, 1000)
+
+
+def test_the_date_is_always_the_same(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    for write in ("{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"):
+        tokenizer.chat_template = write + "{{ messages[0].content }}"
+        assert prompt_text(ADD, "chat", tokenizer).startswith("26 Jul 2024What is 2+3?")
 
 
 def test_a_chat_template_of_the_model_that_writes_hints(tokenizer):
