@@ -83,8 +83,8 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         launch(module.main, module.Args)
         out = capsys.readouterr().out
     assert "pass@8" in out and "self-distillation" in out and out.splitlines()[-1].startswith("done: ")
-    left = ["args.json", "checkpoint", "curves.png", "eval_base.json", "eval_trained.json", "final",
-            "metrics.jsonl", "rollouts.jsonl"]
+    left = ["args.json", "checkpoint", "curves.png", "data.json", "eval_base.json", "eval_trained.json",
+            "final", "metrics.jsonl", "rollouts.jsonl"]
     assert sorted(p.name for p in run_dir.iterdir()) == left
     assert [m["step"] for m in metrics(run_dir)] == [1, 2]
     for m in metrics(run_dir):
