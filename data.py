@@ -6,26 +6,26 @@
     python -m machinery.hints --data D --out hinted.jsonl  # gives it hints
 """
 
-import csv
+import hashlib
 import json
+import math
 import re
+import string
 import sys
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 import jinja2
 import numpy as np
 
-from machinery import tasks
+from machinery import reading, tasks
+from machinery.reading import FILE_TYPES, BadRow, UserError, last_box, read_file, solution_hint, text_of
 
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
-
-
-class UserError(ValueError):
-    """Something the user can mend: a script prints the message as one line and exits with code 1."""
 
 
 @dataclass(frozen=True)
@@ -43,115 +43,136 @@ class Problem:
 
 # ---- loading -------------------------------------------------------------------------------------
 
-FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv")
-ANSWER = ("answer", "gold", "target", "final_answer")  # its column's names
+# Names of columns; the first one that is there and not empty is read.
+QUESTION = ("question", "problem", "prompt", "input", "instruction", "messages", "conversations")
+ANSWER = ("answer", "gold", "target", "final_answer", "expected_answer")
+SOLUTION = ("solution", "cot", "rationale")
+MEDIA = ("image", "images", "videos", "audios")  # columns without which the question would not be whole
 
 
-def load(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
+def load(
+    name: str, split: str = "train", limit: int | None = None, seed: int = 0, own_verifier: bool = False
+) -> list[Problem]:
     """Problems of a data set, hints included: the data set's own, or in mathematics `solution_hint`.
 
-    `name` is "countdown", a local .jsonl, .json, .parquet or .csv file (one split, whatever `split` says), or
-    a Hugging Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `limit` keeps so many
-    problems, picked by `seed`, in their order. Raises UserError for data that cannot be read.
+    `name` is "countdown", a local file of FILE_TYPES (one split, whatever `split` says), or a Hugging Face
+    hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `split` may name a part of one:
+    "train[:100]", "train[10%:]". `limit` keeps so many problems, picked by `seed`, in their order. With an
+    `own_verifier` an answer may be missing, and `meta` has the row's other columns too. Raises UserError for
+    data that cannot be read.
     """
     if name == "countdown":
-        if split not in ("train", "test"):
+        whole = split.partition("[")[0]
+        if whole not in ("train", "test"):
             raise UserError(f"countdown has the splits train and test, not {split!r}")
-        rows = tasks.countdown(split)
-    elif name.endswith(FILE_TYPES) or Path(name).exists():
+        rows = tasks.countdown(whole)
+        numbers = reading.part_of(split, len(rows))
+    elif name.lower().endswith(FILE_TYPES) or Path(name).exists():
         rows = read_file(Path(name))
+        numbers = reading.part_of(split, len(rows))
     else:
-        rows = _read_hub(name, split)
-    problems = _problems(rows, name)
+        rows = reading.read_hub(name, split)
+        numbers = range(len(rows))
+    problems = _problems(rows, numbers, name, own_verifier)
     if limit is not None:
         keep = np.random.default_rng(seed).permutation(len(problems))[:limit]
         problems = [problems[i] for i in sorted(keep)]
     return problems
 
 
-def read_file(path: Path) -> list[dict]:
-    """Rows of a file of FILE_TYPES. Raises UserError where there is none, or it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{path} is a folder: name a file" if path.exists() else f"no such file: {path}")
-    if path.suffix not in FILE_TYPES:
-        raise UserError(f"{path}: cannot read this kind of file, give one of {', '.join(FILE_TYPES)}")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet  # comes with datasets; slow to import
-
-            return pyarrow.parquet.read_table(path).to_pylist()
-        if path.suffix == ".csv":
-            csv.field_size_limit(2**30)
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                return list(csv.DictReader(file))
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json" and text.lstrip().startswith("["):
-            return json.loads(text)
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)})") from None
-    return rows
-
-
-def _read_hub(name: str, split: str) -> list[dict]:
-    import datasets  # slow to import, and the embedded task does not need it
-
-    path, _, config = name.partition(":")
-    try:
-        return datasets.load_dataset(path, config or None, split=split).to_list()
-    except Exception as error:  # the hub client raises many kinds; all of them end the run with what it said
-        said = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
-        raise UserError(f"{name!r} is no file, and the hub gave no split {split!r} of it: {said}") from error
-
-
-def _problems(rows: list[dict], name: str) -> list[Problem]:
-    if not rows:
+def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -> list[Problem]:
+    """The problems of the rows with these numbers."""
+    if not numbers:
         raise UserError(f"{name}: no rows")
-    found = [_problem(row, f"{Path(name).stem}/{i}") for i, row in enumerate(rows)]
-    problems = [problem for problem in found if problem]
+    problems, bad, stem = [], {}, Path(re.sub(r"\.gz$", "", name, flags=re.I)).stem
+    for i in numbers:
+        try:
+            problems.append(_problem(rows[i], f"{stem}/{i}", own_verifier))
+        except Exception as error:  # rows can be wrong in any way; every one is named
+            bad.setdefault(reading.reason(error), []).append(i)
     if not problems:
-        columns = sorted(map(str, rows[0])) if isinstance(rows[0], dict) else type(rows[0]).__name__
-        raise UserError(f"{name}: no problem can be read from the columns {columns}; {ACCEPTED}")
-    if bad := [i for i, problem in enumerate(found) if not problem]:
-        few = str(bad[:10])[1:-1]
-        message = f"{name}: {len(bad)} of {len(rows)} rows have no question or no answer (rows {few})"
-        if len(bad) > 0.01 * len(rows):
-            raise UserError(f"{message}: mend or remove them; {ACCEPTED}")
-        print(f"{message}: left out", file=sys.stderr)
+        row = rows[numbers[0]]
+        columns = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        why = "; ".join(list(bad)[:5])
+        raise UserError(f"{name}: no problem can be read from the columns {columns}: {why}; {ACCEPTED}")
+    reading.leave_out(bad, len(numbers), name, f"mend or remove them; {ACCEPTED}")
     if len({p.id for p in problems}) < len(problems):  # ids pair the problems of two evaluations
         problems = [replace(p, id=f"{p.id}#{i}") for i, p in enumerate(problems)]
     return problems
 
 
-def _problem(row: dict, default_id: str) -> Problem | None:
-    """What the first reader that knows the row's columns reads; None without a question or an answer."""
-    if not isinstance(row, dict):
-        return None
-    row = {str(key).lower(): value for key, value in row.items() if value is not None}
-    id = str(_first(row, "id", "unique_id", "task_id", "problemid", default=default_id))
-    hint, meta = row.get("hint"), {}
-    if isinstance(hint, list):  # the Guide data set: a whole alternative chat
-        hint = row["hint"] = _last_user(hint).removeprefix("Problem: ")
+def _problem(given: dict, default_id: str, own_verifier: bool) -> Problem:
+    """What the first reader that knows the row's columns reads. Raises BadRow, or what a reader raises."""
+    if not isinstance(given, dict):
+        raise BadRow("no columns")
+    row, meta = {}, {}
+    for column, value in given.items():
+        if value is not None and value == value:  # not a number is how pandas writes that there is none
+            row[str(column).lower()] = value
+    for column in MEDIA:
+        if row.get(column):
+            raise BadRow(f"something in its column {column!r}, and only text can be read")
+    hint = row.get("hint")
+    if reading.is_chat(hint):  # the Guide data set: a whole alternative chat
+        hint = reading.chat_of(hint)[0].removeprefix("Problem: ")
         meta = {"hinted_question": hint} if hint else {}
+    if hint is not None:
+        hint = row["hint"] = reading.hint_of(hint)
+    meta |= _unfold_chat(row)
+    if own_verifier:  # which finds an object in `meta`, and needs no text of it
+        row = {column: v for column, v in row.items() if column not in ANSWER or not isinstance(v, dict)}
     problem = next(filter(None, (reader(row) for reader in READERS.values())), None)
-    if not problem or not problem.question.strip() or not problem.answer.strip():
-        return None
-    return replace(problem, id=id, hint=hint or problem.hint, meta={**meta, **problem.meta})
+    if not problem or not problem.question.strip():
+        raise BadRow("no question")
+    if not own_verifier and not problem.answer.strip():
+        raise BadRow("no answer that can be read")
+    if not own_verifier and problem.domain == "math" and len(problem.answer) > 300:
+        raise BadRow("an answer of more than 300 characters")  # the answer is somewhere inside: no guess
+    id = str(_first(row, "id", "unique_id", "task_id", "problemid", default=default_id))
+    problem = replace(problem, id=id, hint=hint or problem.hint, meta={**meta, **problem.meta})
+    if own_verifier:
+        problem = replace(problem, meta={**_other_columns(given, problem), **problem.meta})
+    json.dumps(vars(problem), ensure_ascii=False).encode()  # raises for what no file and no worker can take
+    return problem
+
+
+def _unfold_chat(row: dict) -> dict:
+    """Puts the text of the question in the place of a chat; what stands before it there, for `meta`."""
+    columns = ("prompt", *QUESTION) if "reward_model" in row else QUESTION
+    column = next((column for column in columns if row.get(column) not in (None, "")), None)
+    if column is None:
+        return {}
+    row[column], earlier, reply = reading.chat_of(row[column])
+    if column == "input" and row.get("instruction"):  # Alpaca's
+        row["input"] = f"{row['instruction']}\n\n{row['input']}"
+    if reply and not _solution(row):
+        row["solution"] = reply
+    return {"earlier_messages": earlier} if earlier else {}
+
+
+def _other_columns(row: dict, problem: Problem) -> dict:
+    """What the problem does not have as the row has it, as far as JSON can hold it."""
+    found = {}
+    for column, value in row.items():
+        name = str(column).lower()
+        if hasattr(problem, name) and getattr(problem, name) == value:
+            continue
+        if name in ("earlier_messages", "hinted_question"):  # which make the prompt, where a reader sets them
+            continue
+        with suppress(TypeError, ValueError):  # pictures, dates, half a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()
+            found[column] = value
+    return found
 
 
 # ---- readers: from a row to its problem, or to None where the columns are of another schema ------
 # Keys are in lower case and no value is None. A row that is known but cannot be read has the answer "".
 
 def _read_own(row: dict) -> Problem | None:
-    if not {"question", "answer", "domain"} <= row.keys() or not isinstance(row.get("meta"), dict):
+    if not {"question", "domain"} <= row.keys() or not isinstance(row.get("meta"), dict):
         return None
-    return Problem("", row["question"], row["answer"], row["domain"], None, row.get("solution"), row["meta"])
+    answer = row.get("answer", "")
+    return Problem("", row["question"], answer, row["domain"], None, row.get("solution"), row["meta"])
 
 
 def _read_completion(row: dict) -> Problem | None:
@@ -170,39 +191,40 @@ def _read_program(row: dict) -> Problem | None:
     tests = row.get("tests")
     if not isinstance(tests, dict) or tests.get("type") not in ("assert", "stdio"):
         return None
-    question = _text(_first(row, "question", "prompt", "problem"))
-    answer = _text(_first(row, "answer", "canonical_solution", "solution"))
+    question = text_of(_first(row, *QUESTION))
+    answer = text_of(_first(row, "answer", "canonical_solution", "solution"))
     return Problem("", question, answer, "code", solution=answer, meta={"tests": tests})
 
 
 def _read_choice(row: dict) -> Problem | None:
     choices = _first(row, "choices", "options")
-    if choices is None or "question" not in row:
+    if not choices or "question" not in row:
         return None
-    choices = choices if isinstance(choices, list) else []  # text: it went through .csv
-    letters = "ABCDEFGHIJ"[: len(choices)]
-    answer = _text(row.get("answer"))
+    if not isinstance(choices, list):  # text: it went through .csv
+        raise BadRow("choices that are no list")
+    letters = string.ascii_uppercase[: len(choices)]
+    answer = text_of(row.get("answer"))
     if answer.isdecimal():
         answer = letters[int(answer) : int(answer) + 1]
-    options = [f"\n{letter}. {choice}" for letter, choice in zip(letters, choices)]
+    options = [f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
     question = f"{row['question']}{''.join(options)}"
-    return Problem("", question, answer if answer in letters else "", "choice", solution=_solution(row))
+    return Problem("", question, answer if answer in list(letters) else "", "choice", solution=_solution(row))
 
 
 def _read_scibench(row: dict) -> Problem | None:
     if not {"problem_text", "answer_number"} <= row.keys():
         return None
-    unit = _text(row.get("unit"))
+    unit = text_of(row.get("unit"))
     question = row["problem_text"] + (f" Answer in {unit}." if unit else "")
     meta = {"rel_tol": 0.05, "unit": unit}
-    return Problem("", question, _text(row["answer_number"]), solution=_solution(row), meta=meta)
+    return Problem("", question, text_of(row["answer_number"]), solution=_solution(row), meta=meta)
 
 
 def _read_verl(row: dict) -> Problem | None:
     if not isinstance(row.get("reward_model"), dict):
         return None
     gold = row["reward_model"].get("ground_truth")
-    row = {**row, "question": _last_user(row.get("prompt", "")).removeprefix("Problem: "), "answer": gold}
+    row = {**row, "question": row.get("prompt", "").removeprefix("Problem: "), "answer": gold}
     if isinstance(gold, dict):
         row |= {column: gold[column] for column in ("question", "solution") if gold.get(column)}
         # `target` is a normalised copy of the box, and damaged in some rows: the box itself wins.
@@ -211,24 +233,24 @@ def _read_verl(row: dict) -> Problem | None:
 
 
 def _read_gsm8k(row: dict) -> Problem | None:
-    solution, mark, answer = _text(_first(row, *ANSWER)).rpartition("\n#### ")
-    if not mark:
+    text = text_of(_first(row, *ANSWER, *SOLUTION))
+    match = re.search(r"(?:^|\n)####[ \t]*([^\n]+)$", text)
+    if not match:
         return None
-    solution = re.sub(r"<<.*?>>", "", solution)  # a calculator's marks, which no one should learn to write
-    return _read_math({**row, "answer": answer.replace(",", ""), "solution": solution})
+    # Marks of a calculator, which no one should learn to write.
+    solution = re.sub(r"<<.*?>>", "", text[: match.start()])
+    return _read_math({**row, "answer": re.sub(r"(?<=\d),(?=\d{3})", "", match[1]), "solution": solution})
 
 
 def _read_math(row: dict) -> Problem | None:
-    question, answer = _first(row, "question", "problem", "prompt"), _first(row, *ANSWER)
-    if question is None or isinstance(answer, dict):
+    question = _first(row, *QUESTION)
+    if question is None:
         return None
-    question, answer, solution = str(_last_user(question)), _text(answer), _solution(row)
+    answer, solution = reading.answer_of(_first(row, *ANSWER)), _solution(row)
     answer = last_box(answer) or answer or last_box(solution or "") or ""
-    if len(answer) > 300:  # a text, whose answer is somewhere inside: no guess
-        answer = ""
     domain = row.get("domain") if row.get("domain") in ("math", "choice", "code") else "math"
     hint = solution_hint(question, solution, answer) if solution and not row.get("hint") else None
-    meta = {"abs_tol": _text(row["error"])} if row.get("error") else {}  # OlympiadBench, numeric answers
+    meta = {"abs_tol": text_of(row["error"])} if row.get("error") else {}  # OlympiadBench, numeric answers
     return Problem("", question, answer, domain, hint, solution, meta)
 
 
@@ -239,36 +261,20 @@ READERS = {  # the first that knows a row's columns reads it
     "question, choices | options (a list), answer (index or letter)": _read_choice,  # MMLU, MMLU-Pro
     "problem_text, answer_number, unit": _read_scibench,
     "prompt (chat list), reward_model.ground_truth": _read_verl,  # verl's files, Guide's as well
-    "question, answer (the solution and, after ####, the answer)": _read_gsm8k,
-    "question | problem | prompt, answer | gold | target | final_answer or \\boxed{} in solution": _read_math,
+    "question, answer | solution (with the answer after ####)": _read_gsm8k,
+    f"{' | '.join(QUESTION)} (text or chat), {' | '.join(ANSWER)} or \\boxed{{}} in solution": _read_math,
 }
 ACCEPTED = f"accepted columns (any case, hint and id with them): {'; or '.join(READERS)}"
+ACCEPTED += "; with a --verifier of your own no answer is needed"
 
 
 def _first(row: dict, *names: str, default=None):
-    """The value of the first of these columns that the row has."""
-    return next((row[name] for name in names if name in row), default)
+    """The value of the first of these columns that the row has, and that is not empty."""
+    return next((row[name] for name in names if row.get(name) not in (None, "")), default)
 
 
 def _solution(row: dict) -> str | None:
-    return _text(_first(row, "solution", "cot", "rationale")) or None
-
-
-def _text(value) -> str:
-    """A column's value as text: lists joined, 27.0 as 27."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(v) for v in value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip()
-
-
-def _last_user(chat) -> str:
-    """The last user message of a chat list; anything else stands for itself."""
-    if not isinstance(chat, list):
-        return chat
-    said = (m["content"] for m in reversed(chat) if isinstance(m, dict) and m.get("role") == "user")
-    return next(said, "")
+    return text_of(_first(row, *SOLUTION)) or None
 
 
 def _reference_program(prompt: str, body: str) -> str:
@@ -281,81 +287,12 @@ def _reference_program(prompt: str, body: str) -> str:
     return head + signature + re.sub(r"\n[ \t]*(?=\S)", f"\n{indent}", docstring) + body
 
 
-# ---- boxes and hints -----------------------------------------------------------------------------
-
-def last_box(text: str) -> str | None:
-    r"""Content of the last closed \boxed{...} or `\boxed 7` in the last 200 kB, with boxes in it opened.
-
-    >>> last_box(r"so \boxed{\frac{1}{2}} or rather \boxed{ {3}, \boxed{4} }.")
-    '{3}, 4'
-    """
-    text = text[-200_000:]
-    boxes, open_braces = [], []  # (macro, argument, its end, macro's end); (macro, argument) or None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s$;{}\\]+))|\\.|[{}]", text, re.DOTALL):
-        if bare := match[2]:
-            end = match.end() - (len(bare) - len(bare.rstrip(".,:")))  # a full stop, not a decimal point
-            boxes.append((match.start(), match.start(2), end, end))
-        elif match[1] or match[0] == "{":
-            open_braces.append((match.start(), match.end()) if match[1] else None)
-        elif match[0] == "}" and open_braces:
-            box = open_braces.pop()
-            if box and match.start() - box[1] <= 2_000:
-                boxes.append((*box, match.start(), match.end()))
-    if not boxes:
-        return None
-    _, start, end, _ = boxes.pop()
-    inside = [box for box in boxes if box[0] >= start]
-    content = ""
-    for cut, cut_end in sorted([box[:2] for box in inside] + [box[2:] for box in inside]):
-        content += text[start:cut]
-        start = cut_end
-    return (content + text[start:end]).strip()
-
-
-def solution_hint(question: str, solution: str, answer: str) -> str | None:
-    r"""The first half of a solution's sentences: never a box, nor the answer unless the question has it too.
-
-    >>> solution_hint("What is 2+3?", r"Count on from 2. Three steps lead to 5. So \boxed{5}.", "5")
-    'Count on from 2.'
-    """
-    solution = re.sub(r"\[asy\].*?(\[/asy\]|$)", "", solution, flags=re.DOTALL)
-    # A sentence ends in a full stop, a paragraph or a displayed formula, and not inside a formula.
-    sentences = [""]
-    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+|(?<=\\\])|(?<=\$\$)", solution):
-        sentences[-1] += part
-        if sentences[-1].count("$") % 2 == 0 and sentences[-1].count(r"\[") == sentences[-1].count(r"\]"):
-            sentences.append("")
-    sentences = [" ".join(sentence.split()) for sentence in sentences if sentence.strip()]
-    kept = []
-    for sentence in sentences[: len(sentences) // 2]:
-        told = holds_answer(" ".join([*kept, sentence]), answer) and not holds_answer(question, answer)
-        if told or "boxed" in sentence:
-            break
-        kept.append(sentence)
-    return " ".join(kept) or None
-
-
-def holds_answer(text: str, answer: str) -> bool:
-    """Whether `answer` stands in `text` as a token of its own; spaces and sizes of brackets do not count."""
-
-    def plain(s):
-        s = re.sub(r"\\[,!;: ]|\\left(?!\w)|\\right(?!\w)|(?<=\\)[dt](?=frac)|(?<=\d),(?=\d{3}(?!\d))", "", s)
-        s = s.replace("$", "\n")  # a border: in `is $-2$` nothing stands before the sign
-        return re.sub(r"(\\[A-Za-z]+)", r"\1 ", s)  # the name of a command is no part of the number behind it
-
-    pieces = re.findall(r"\\[A-Za-z]+|\S", plain(answer))
-    left = r"(?<![\w.])" if answer[:1].isalnum() else ""
-    if answer.startswith("-"):  # a sign, not the minus between two terms
-        left = r"(?<![\w)\]}])(?<![\w)\]}] )"
-    right = r"(?!\w|\.\d)" if answer[-1:].isalnum() else ""
-    pattern = left + r"\s*".join(map(re.escape, pieces)) + right
-    return bool(pieces) and re.search(pattern, plain(text)) is not None
-
-
 # ---- prompts -------------------------------------------------------------------------------------
 
 TEMPLATES = ("countdown", "plain", "qwen-math", "guide", "chat")
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+SYSTEM = {"qwen-math": "You are a helpful assistant.", "guide": BOXED}
+TODAY = date(2024, 7, 26)  # where a chat template writes the date: a resumed run must see the same
 INSTRUCTIONS = {"math": BOXED, "choice": BOXED.replace("your final answer", "the letter of your answer")}
 
 
@@ -374,36 +311,75 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     countdown, plain: the question and a line break. qwen-math: the ChatML text of the NSR paper. guide: the
     Guide paper's messages, chat: question and instruction as one user message, both through the tokenizer's
     chat template (guide is ChatML where it has none). A hint follows the question, unless the data set has a
-    whole hinted question. Raises UserError for an unknown template and for `chat` without a chat template.
+    whole hinted question. Of a row that is a chat, `chat` has all messages before the question; the others
+    have its system message only, before the question in countdown and plain, and the template's own in its
+    place in qwen-math and guide. Raises UserError for an unknown template, for `chat` without a chat template
+    and for one that loses text; BadRow for a row of several turns without `chat`.
+
+    >>> prompt_text(Problem("p", "What is 2+3?", "5", hint="Count on from 2."), "plain", hinted=True)
+    'What is 2+3?\\n\\nHint: Count on from 2.\\n'
     """
     if template not in TEMPLATES:
         raise UserError(f"unknown template {template!r}: use one of {', '.join(TEMPLATES)}")
-    question = problem.question
+    question, earlier = problem.question, problem.meta.get("earlier_messages", [])
     if hinted:
         assert problem.hint, f"{problem.id} has no hint"
         space = " " if template == "countdown" else "\n\n"
         question = problem.meta.get("hinted_question") or f"{question}{space}Hint: {problem.hint}"
+    if template != "chat" and any(message["role"] != "system" for message in earlier):
+        raise BadRow("a chat of several turns, which takes --template chat")
     if template in ("countdown", "plain"):
-        return f"{question}\n"
-    chat = {
-        "qwen-math": [("system", "You are a helpful assistant."), ("user", f"{question}\n{BOXED}")],
-        "guide": [("system", BOXED), ("user", f"Problem: {question}")],
-        "chat": [("user", f"{question}\n{INSTRUCTIONS.get(problem.domain, '')}".strip())],
-    }[template]
+        told = [message["content"] for message in earlier if message["content"].strip()]
+        return "\n\n".join([*told, f"{question}\n"])
+    if template == "chat":
+        boxed = any("\\boxed" in message["content"] for message in earlier)  # the instruction, or one like it
+        instruction = "" if boxed else INSTRUCTIONS.get(problem.domain, "")
+        messages = [*earlier, {"role": "user", "content": f"{question}\n{instruction}".strip()}]
+    else:
+        user = f"Problem: {question}" if template == "guide" else f"{question}\n{BOXED}"
+        messages = [{"role": "system", "content": SYSTEM[template]}, {"role": "user", "content": user}]
     if template == "qwen-math" or getattr(tokenizer, "chat_template", None) is None:
         if template == "chat":
             raise UserError("this tokenizer has no chat template: use --template plain, qwen-math or guide")
-        turns = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in chat]
+        turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
         return "".join(turns) + "<|im_start|>assistant\n"
-    try:
-        return tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in chat],
-            tokenize=False, add_generation_prompt=True,
-            enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
-            date_string="26 Jul 2024",  # Llama 3 writes the date: not today's, or a resumed run sees another
-        )
-    except jinja2.TemplateError as error:  # some refuse a system message
-        raise UserError(f"this tokenizer refuses --template {template} ({error}): use another") from error
+    return chat_text(tokenizer, messages, problem.id)
+
+
+def chat_text(tokenizer, messages: list[dict], name: str) -> str:
+    """Messages through the tokenizer's chat template, up to where the reply begins.
+
+    A template may read lists of parts alone and show nothing of plain text: it gets parts then. Raises
+    UserError, which says `name`, if it refuses the messages, as some do a system message, or leaves one out.
+    """
+    in_parts = []
+    for message in messages:
+        in_parts.append({**message, "content": [{"type": "text", "text": message["content"]}]})
+    needed = [m for m in messages if m["role"] != "assistant"]  # thoughts of earlier turns may be left out
+    why = ""
+    for given in (messages, in_parts):
+        try:
+            text = tokenizer.apply_chat_template(
+                given,
+                tokenize=False, add_generation_prompt=True,
+                enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
+                date_string=TODAY.strftime("%d %b %Y"),  # Llama 3
+                strftime_now=TODAY.strftime,  # gpt-oss and others
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            why = why or f"refuses the messages ({error})"
+            continue
+        shown = _squeeze(text)
+        lost = [message["role"] for message in needed if _squeeze(message["content"]) not in shown]
+        if not lost:
+            return text
+        why = why or f"leaves out text of the {lost[-1]} message"
+    raise UserError(f"{name}: this tokenizer's chat template {why}: use another --template")
+
+
+def _squeeze(text: str) -> str:
+    """Without what tokenizers and templates may change: white space, and how accents are written."""
+    return re.sub(r"\s", "", unicodedata.normalize("NFC", text))
 
 
 def pick_template(template: str, name: str) -> str:
@@ -419,35 +395,57 @@ def render(tokenizer, problem: Problem, template: str, hinted: bool = False) -> 
     return list(tokenizer(text, add_special_tokens=not own, verbose=False).input_ids)
 
 
-def encode(problems: list[Problem], tokenizer, template: str, max_tokens: int) -> tuple[list[Prompt], dict]:
+def encode(
+    problems: list[Problem], tokenizer, template: str, max_tokens: int, max_response=0, positions=math.inf
+) -> tuple[list[Prompt], dict]:
     """All prompts as token ids, and counts of what was left out: {"too_long": .., "hints_too_long": ..}.
 
-    A plain prompt longer than `max_tokens` is left out with its problem, a hinted one alone. Raises UserError
-    if none is left or the tokenizer loses text, as a custom one loaded as the wrong class silently does.
+    A plain prompt longer than `max_tokens`, or that leaves less than `max_response` of the model's
+    `positions`, is left out with its problem, a hinted one alone. Raises UserError if none is left or the
+    tokenizer loses text, as a custom one loaded as the wrong class silently does.
     """
-    prompts, counts = [], {"too_long": 0, "hints_too_long": 0}
+    longest = min(max_tokens, positions - max_response)
+    prompts, counts, bad = [], {"too_long": 0, "hints_too_long": 0}, {}
     for problem in problems:
-        plain = render(tokenizer, problem, template)
-        if len(plain) > max_tokens:
+        try:
+            plain = render(tokenizer, problem, template)
+            hinted = render(tokenizer, problem, template, hinted=True) if problem.hint else None
+        except Exception as error:  # tokenizers raise many kinds
+            if isinstance(error, UserError) and not isinstance(error, BadRow):
+                raise  # the template's fault, not the row's
+            bad.setdefault(reading.reason(error), []).append(problem.id)
+            continue
+        if len(plain) > longest:
             counts["too_long"] += 1
             continue
-        hinted = render(tokenizer, problem, template, hinted=True) if problem.hint else None
-        if hinted is not None and len(hinted) > max_tokens:
+        if hinted is not None and len(hinted) > longest:
             counts["hints_too_long"] += 1
             hinted = None
         prompts.append(Prompt(problem, plain, hinted))
+    reading.leave_out(bad, len(problems), "prompts", "mend or remove them, or use another --template")
+    if not prompts and longest < max_tokens:
+        too_many = f"every prompt and {max_response} tokens for the response exceed the model's {positions}"
+        raise UserError(f"{too_many} positions: lower --max-response (--max-tokens of evaluate.py)")
     if not prompts:
         raise UserError(f"every prompt is longer than {max_tokens} tokens: raise --max-prompt")
-
-    def squeeze(text):
-        return re.sub(r"\s", "", unicodedata.normalize("NFC", text))
-
     for prompt in prompts[:100]:
         text, back = prompt_text(prompt.problem, template, tokenizer), tokenizer.decode(prompt.plain)
-        if squeeze(text) not in squeeze(back):
+        if _squeeze(text) not in _squeeze(back):
             id, text, back = prompt.problem.id, text[:80], back[:80]
             raise UserError(f"the tokenizer does not give the prompt of {id} back: {back!r} for {text!r}")
+    if template in SYSTEM:
+        given = {m["content"] for prompt in prompts for m in prompt.problem.meta.get("earlier_messages", [])}
+        if given - {SYSTEM[template]}:
+            print(f"--template {template}: its system message stands in place of the data's", file=sys.stderr)
     return prompts, counts
+
+
+def fingerprint(prompts: list[Prompt]) -> str:
+    """A hash of what a run takes from its data: the problems, their order, and which hints are used."""
+    sha = hashlib.sha256()
+    for prompt in prompts:
+        sha.update(json.dumps([vars(prompt.problem), prompt.hinted is not None]).encode())
+    return sha.hexdigest()
 
 
 def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> list[int]:
@@ -464,12 +462,14 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
         earlier.update(drawn)
     return drawn
 
+
 # ---- command line --------------------------------------------------------------------------------
 
 @dataclass
 class Args:
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown
+    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
+    verifier: str = ""  # as in the training scripts: an answer may be missing
     show: int = 3  # how many problems
     seed: int = 0  # of the choice of problems
     template: Literal["auto", *TEMPLATES] = "auto"  # as in the training scripts
@@ -480,7 +480,7 @@ def main() -> None:
     import tyro  # slow to import
 
     args = tyro.cli(Args, description=__doc__)
-    problems = load(args.data, args.split)
+    problems = load(args.data, args.split, own_verifier=bool(args.verifier))
     print(f"{args.data}: {len(problems)} problems, {sum(bool(p.hint) for p in problems)} with a hint")
     from transformers import AutoTokenizer  # slower yet, and of no use where the data cannot be read
 

@@ -85,12 +85,14 @@ class HeldOut:
 
     def __init__(self, args, sampler: Sampler, verifier: Verifier):
         self.args, self.sampler, self.verifier = args, sampler, verifier
-        self.name = args.eval_data or ("" if args.data.endswith(data.FILE_TYPES) else args.data)
+        self.name = args.eval_data or ("" if args.data.lower().endswith(data.FILE_TYPES) else args.data)
+        self.prompts = []
         if self.name:
             template = data.pick_template(args.template, args.data)
-            problems = data.load(self.name, args.eval_split, args.eval_problems, seed=0)
+            problems = data.load(self.name, args.eval_split, args.eval_problems, 0, bool(args.verifier))
             problems = check_golds(problems, verifier)
-            self.prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
+            self.prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
+                                                args.max_response, sampler.positions)
             self.about = {"model": args.model, "data": self.name, "split": args.eval_split,
                           "template": template, **counted}
 
@@ -289,7 +291,7 @@ def read_result(path) -> dict:
 class Args:
     model: str = ""  # hub id or folder
     data: str = "countdown"  # countdown, a hub id, or a local file
-    split: str = "test"  # of a hub id or countdown
+    split: str = "test"  # of a hub id or countdown; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all
     template: Literal["auto", *TEMPLATES] = "auto"  # as in the training scripts
     hinted: bool = False  # put the hint in the prompt; problems without one are left out
@@ -325,17 +327,21 @@ def main(args: Args) -> None:
     if not Path(args.out).resolve().parent.is_dir():
         raise UserError(f"--out {args.out}: the folder does not exist")
     template = data.pick_template(args.template, args.data)
-    problems = data.load(args.data, args.split, args.limit or None)
+    problems = data.load(args.data, args.split, args.limit or None, own_verifier=bool(args.verifier))
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, use="sampled from")
     check_sampler(sampler)
-    prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
+    prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
+                                   args.max_tokens or 1, sampler.positions)
     if args.hinted:
         prompts = [prompt for prompt in prompts if prompt.hinted]
         if not prompts:
             raise UserError(f"--hinted: no problem of {args.data} has a hint")
     longest = max(len(prompt.hinted if args.hinted else prompt.plain) for prompt in prompts)
     max_tokens = args.max_tokens or min(4096, sampler.positions - longest)
+    if max_tokens < 4096 and not args.max_tokens and rank() == 0:
+        left = f"what the model's {sampler.positions} positions leave beside a prompt of {longest}"
+        print(f"--max-tokens {max_tokens}: {left}", file=sys.stderr)
     with Verifier(args.workers, custom=args.verifier or None) as verifier:
         sound = {problem.id for problem in check_golds([prompt.problem for prompt in prompts], verifier)}
         prompts = [prompt for prompt in prompts if prompt.problem.id in sound]

@@ -281,17 +281,17 @@ def main(args: Args) -> Path:
         raise data.UserError("--n 1: GRPO compares the samples of a prompt with each other, use --n 2")
     device = join(args.device)  # of this process, which is one of several under torchrun
     verifier = Verifier(args.workers, custom=args.verifier or None)
-    problems = check_golds(data.load(args.data, args.data_split), verifier)
+    problems = check_golds(data.load(args.data, args.data_split, own_verifier=bool(args.verifier)), verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    template = data.pick_template(args.template, args.data)
-    prompts, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
+    prompts, counts = data.encode(problems, sampler.tokenizer, data.pick_template(args.template, args.data),
+                                  args.max_prompt, args.max_response, sampler.positions)
     held_out = evaluate.HeldOut(args, sampler, verifier)
     policy = check_model(shard(Policy(args.model), device, args.gradient_checkpointing), sampler)
     reference = shard(Policy(args.model), device).to("cpu").eval() if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
                                   fused=device == "cuda")
-    run = Run(args, __file__)
+    run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
     held_out.write(run.folder / "eval_base.json", again=False)
 

@@ -381,11 +381,11 @@ def main(args: Args) -> Path:
     check_ranges(args)
     device = join(args.device)  # of this process, which is one of several under torchrun
     verifier = Verifier(args.workers, custom=args.verifier or None)
-    problems = check_golds(data.load(args.data, args.data_split), verifier)
+    problems = check_golds(data.load(args.data, args.data_split, own_verifier=bool(args.verifier)), verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)
-    template = data.pick_template(args.template, args.data)
-    prompts, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt)
+    prompts, counts = data.encode(problems, sampler.tokenizer, data.pick_template(args.template, args.data),
+                                  args.max_prompt, args.max_response, sampler.positions)
     held_out = evaluate.HeldOut(args, sampler, verifier)
     policy = check_model(shard(Policy(args.model), device, args.gradient_checkpointing), sampler)
     critic = shard(Critic(args.model), device, args.gradient_checkpointing)
@@ -394,7 +394,7 @@ def main(args: Args) -> Path:
                                   fused=device == "cuda")
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr,
                                          weight_decay=args.weight_decay, fused=device == "cuda")
-    run = Run(args, __file__)
+    run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
     held_out.write(run.folder / "eval_base.json", again=False)
 

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from data import Problem, UserError, last_box, load, read_file
 from machinery.answers import math_equal, quick_equal
+from machinery.reading import answer_of
 from machinery.sandbox import CODE_SECONDS, Stopped, code_why, last_program, report_sandbox
 from machinery.tasks import COUNTDOWN_MAX
 
@@ -409,7 +410,7 @@ class Args:
     answer: str = ""  # the reference answer
     completion: str = ""  # with its answer in \boxed{}
     data: str = ""  # problems whose reference answers to check against themselves
-    split: str = "train"  # of --data, if that is a hub id or countdown
+    split: str = "train"  # of --data, if that is a hub id or countdown; a part of any: train[:100]
     cases: str = ""  # a file of labelled cases
     require: float = 0.0  # the accuracy on --cases below which the exit code is 1
     workers: int = 2  # verifier processes
@@ -432,7 +433,7 @@ def main() -> None:
             kept = check_golds(problems, verifier)
             print(f"{args.data}: {len(kept)} of {len(problems)} reference answers verify against themselves")
         elif args.answer and args.completion:
-            verdict = verifier.score([args.completion], [Problem("cli", "", args.answer)])[0]
+            verdict = verifier.score([args.completion], [Problem("cli", "", answer_of(args.answer))])[0]
             print(verdict.why)
             sys.exit(0 if verdict.correct else 1)
         else:

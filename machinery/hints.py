@@ -16,7 +16,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from data import EMBEDDED_MODEL, Problem, UserError, holds_answer, load, solution_hint
+from data import EMBEDDED_MODEL, Problem, UserError, chat_text, load
+from machinery.reading import holds_answer, solution_hint
 
 GUIDANCE = """\
 Here is a problem and its reference solution. \
@@ -34,7 +35,7 @@ Guidance:"""
 @dataclass
 class Args:
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown
+    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
     by: Literal["solution", "model"] = "solution"  # from the solution's first half, or by --model
     model: str = EMBEDDED_MODEL  # hub id or folder of the model that writes the hints
     out: str = ""  # .jsonl file to write; an unfinished one is continued
@@ -86,9 +87,7 @@ def _guidance_prompt(problem: Problem, tokenizer) -> list[int]:
     text = GUIDANCE.format(question=problem.question, solution=problem.solution or "(none)")
     own = tokenizer.chat_template is not None
     if own:
-        chat = [{"role": "user", "content": text}]
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        text = tokenizer.apply_chat_template(chat, **options)
+        text = chat_text(tokenizer, [{"role": "user", "content": text}], problem.id)
     return list(tokenizer(text, add_special_tokens=not own).input_ids)
 
 

@@ -1,7 +1,7 @@
 """A run of a training script: its options, its folder, its log, its checkpoints, its end.
 
-runs/<script>-<model>-<data>-s<seed>-<time>/ holds args.json, metrics.jsonl, rollouts.jsonl, checkpoint/,
-final/, eval_base.json, eval_trained.json and curves.png.
+runs/<script>-<model>-<data>-s<seed>-<time>/ holds args.json, data.json, metrics.jsonl, rollouts.jsonl,
+checkpoint/, final/, eval_base.json, eval_trained.json and curves.png.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data import EMBEDDED_MODEL, TEMPLATES, UserError
+from data import EMBEDDED_MODEL, TEMPLATES, UserError, fingerprint
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.ranks import gather, rank, total, world
 
@@ -36,7 +36,7 @@ class TaskArgs:
 
     model: str = EMBEDDED_MODEL  # Hugging Face hub id or folder
     data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), a .jsonl, .json, .parquet or .csv file
-    data_split: str = "train"  # of a hub id or countdown
+    data_split: str = "train"  # of a hub id or countdown; a part of any: train[:1000]
     template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
     max_response: int = 16  # tokens; the papers use 3072
@@ -116,7 +116,7 @@ def check_ranges(args, greedy: bool = False) -> None:
 class Run:
     """A run's folder and all that is written there; its time: steps, seconds, signals. Ranks share it."""
 
-    def __init__(self, args, script: str):
+    def __init__(self, args, script: str, prompts=()):
         self.args, self.script = args, Path(script).stem
         self.step: int | None = None  # None: before the first one and after the last one
         self.stop = 0  # the signal to stop after this step
@@ -138,6 +138,7 @@ class Run:
                     f"cannot write to {folder} ({error.strerror}): give another --run-dir"
                 ) from None
         self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
+        check_data(self.folder, prompts, resumed=bool(args.resume))
         self.write_elsewhere = trackers(args, self.folder)
         print(self.folder)
         torch.manual_seed(args.seed)
@@ -214,6 +215,18 @@ class Run:
         """Signals are again what they were before."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+
+def check_data(folder: Path, prompts: list, resumed: bool) -> None:
+    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others."""
+    file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
+    then = json.loads(file.read_text()) if resumed and file.exists() else now
+    if then != now:
+        raise UserError(
+            f"the data has changed since {folder} began ({then['prompts']} prompts then, {len(prompts)} now, "
+            "held-out ones included): put it back as it was, or start a new run"
+        )
+    write_json(file, now)
 
 
 def trackers(args, folder: Path):

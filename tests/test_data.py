@@ -1,12 +1,16 @@
 """Every schema `load` accepts, prompts to the letter, boxes, hints, and a clear message for bad input."""
 
+import copy
 import csv
+import datetime
 import doctest
+import gzip
 import json
 import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +23,12 @@ import data
 import machinery.sampler
 import verify
 from data import Problem, Prompt, UserError, draw, encode, last_box, load, prompt_text, render, solution_hint
-from machinery import answers, hints, tasks
+from machinery import answers, hints, reading, tasks
 
 ROOT = Path(data.__file__).parent
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Problem: What is 2+3?"}]
+BEFORE = {"earlier_messages": CHAT[:1]}
 
 
 def write(path: Path, rows) -> str:
@@ -38,8 +43,10 @@ def write(path: Path, rows) -> str:
             writer.writeheader()
             writer.writerows(rows)
     else:
-        lines = "".join(json.dumps(row) + "\n\n" for row in rows)
-        path.write_text(json.dumps(rows) if path.suffix == ".json" else lines)
+        text = "".join(json.dumps(row) + "\n\n" for row in rows)
+        if ".json" in (path.suffix, path.with_suffix("").suffix):
+            text = json.dumps(rows)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return str(path)
 
 
@@ -69,22 +76,23 @@ SCHEMAS = {
     "zero": ({"problem": "Walk.", "answer": 0}, Problem("rows/0", "Walk.", "0")),
     "verl string": (
         {"data_source": "x", "prompt": CHAT, "reward_model": {"ground_truth": "5", "style": "rule"}},
-        Problem("rows/0", "What is 2+3?", "5"),
+        Problem("rows/0", "What is 2+3?", "5", meta=BEFORE),
     ),
     "verl dict": (  # the damaged target of a real MATH row
         {"prompt": CHAT, "reward_model": {"ground_truth": {
             "question": "How big?", "solution": r"It is \boxed{15\mbox{ cm}^2}.", "target": "15^2"}}},
-        Problem("rows/0", "How big?", r"15\mbox{ cm}^2", solution=r"It is \boxed{15\mbox{ cm}^2}."),
+        Problem("rows/0", "How big?", r"15\mbox{ cm}^2", solution=r"It is \boxed{15\mbox{ cm}^2}.",
+                meta=BEFORE),
     ),
     "verl dict without solution": (
         {"prompt": CHAT, "reward_model": {"ground_truth": {"question": "How big?", "target": "70"}}},
-        Problem("rows/0", "How big?", "70"),
+        Problem("rows/0", "How big?", "70", meta=BEFORE),
     ),
     "guide": (
         {"prompt": CHAT, "hint": [CHAT[0], {"role": "user", "content": "Problem: What is 2+3?\nCount on."}],
          "cot": "Five.", "ability": "math", "reward_model": {"ground_truth": "5"}},
         Problem("rows/0", "What is 2+3?", "5", hint="What is 2+3?\nCount on.", solution="Five.",
-                meta={"hinted_question": "What is 2+3?\nCount on."}),
+                meta={"hinted_question": "What is 2+3?\nCount on.", **BEFORE}),
     ),
     "olympiadbench": (
         {"id": 1606, "question": "Which x?", "solution": ["Square it. Take roots. Done."],
@@ -105,6 +113,71 @@ SCHEMAS = {
         Problem("e1.1", r"Find p. Answer in $\mathrm{atm}$.", "50.7",
                 meta={"rel_tol": 0.05, "unit": r"$\mathrm{atm}$"}),
     ),
+    "openmathinstruct": ({"problem": "Walk.", "expected_answer": "27"}, Problem("rows/0", "Walk.", "27")),
+    "input": ({"input": "Walk.", "answer": "27"}, Problem("rows/0", "Walk.", "27")),
+    "alpaca": (
+        {"instruction": "Add.", "input": "2 and 3", "answer": "5"},
+        Problem("rows/0", "Add.\n\n2 and 3", "5"),
+    ),
+    "alpaca without input": (
+        {"instruction": "Add 2 and 3.", "input": "", "answer": "5"},
+        Problem("rows/0", "Add 2 and 3.", "5"),
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "system", "value": "Be brief."},
+                           {"from": "human", "value": "What is 2+3?"},
+                           {"from": "gpt", "value": r"Count on. Then \boxed{5}."}]},
+        Problem("rows/0", "What is 2+3?", "5", hint="Count on.", solution=r"Count on. Then \boxed{5}.",
+                meta=BEFORE),
+    ),
+    "messages, whose reply is a solution": (
+        {"messages": [{"role": "user", "content": "What is 2+3?"},
+                      {"role": "assistant", "content": "Count on.\n#### 5"}]},
+        Problem("rows/0", "What is 2+3?", "5", solution="Count on."),
+    ),
+    "problem and messages": (  # OpenR1-Math has both: the text is the question, the row's solution stays
+        {"problem": "What is 2+3?", "answer": "5", "solution": "Five.", "messages": CHAT},
+        Problem("rows/0", "What is 2+3?", "5", solution="Five."),
+    ),
+    "parts": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What is"},
+                                                 {"type": "text", "text": "2+3?"}]}], "answer": "5"},
+        Problem("rows/0", "What is\n2+3?", "5"),
+    ),
+    "chat as text": (  # it went through .csv
+        {"prompt": str(CHAT), "answer": "5"},
+        Problem("rows/0", "Problem: What is 2+3?", "5", meta=BEFORE),
+    ),
+    "a question that is a list": (  # of no messages: text
+        {"question": '[{"a": 1}] is which type?', "answer": "list"},
+        Problem("rows/0", '[{"a": 1}] is which type?', "list"),
+    ),
+    "gsm8k's mark in the solution": (
+        {"question": "How many?", "solution": "Six. Then more.\n#### 1,250"},
+        Problem("rows/0", "How many?", "1250", hint="Six.", solution="Six. Then more."),
+    ),
+    "a heading is no answer": (
+        {"question": "How many?", "solution": "#### Step 1\nAdd. Then \\boxed{5}.", "answer": "5"},
+        Problem("rows/0", "How many?", "5", hint="#### Step 1 Add.",
+                solution="#### Step 1\nAdd. Then \\boxed{5}."),
+    ),
+    "no choices": ({"question": "Q", "choices": [], "answer": "5"}, Problem("rows/0", "Q", "5")),
+    "eleven choices": (
+        {"question": "Q", "choices": list("abcdefghijk"), "answer": 10},
+        Problem("rows/0", "Q\n" + "\n".join(f"{c.upper()}. {c}" for c in "abcdefghijk"), "K", "choice"),
+    ),
+    "two hints": (
+        {"question": "Q", "answer": "5", "hint": ["Look.", "Count."]},
+        Problem("rows/0", "Q", "5", hint="Look.\nCount."),
+    ),
+    "two hints as text": (
+        {"question": "Q", "answer": "5", "hint": "['Look.', 'Count.']"},
+        Problem("rows/0", "Q", "5", hint="Look.\nCount."),
+    ),
+    "an empty column before": (
+        {"question": "", "problem": "Q", "answer": None, "gold": float("nan"), "target": "5"},
+        Problem("rows/0", "Q", "5"),
+    ),
     "upper case": (
         {"Question": "What is 2+3?", "ANSWER": "5", "Hint": None},
         Problem("rows/0", "What is 2+3?", "5"),
@@ -116,6 +189,28 @@ SCHEMAS = {
 def test_schema(schema, tmp_path):
     row, expected = SCHEMAS[schema]
     assert load(write(tmp_path / "rows.jsonl", [row])) == [expected]
+
+
+@pytest.mark.parametrize("answer, read", [
+    ("['34']", "34"), ('["34"]', "34"), ("['2', '-2']", "2, -2"), ("['2' '-2']", "2, -2"),  # numpy's
+    ("['34'\n '5']", "34, 5"), ('["\u00bd"]', "½"), ('["\\u00bd"]', "½"),
+    (r"['\frac{1}{2}']", r"\frac{1}{2}"), (r'["\\frac{1}{2}"]', r"\frac{1}{2}"), (r"['5\%']", r"5\%"),
+    ("[1, 2]", "[1, 2]"), ("[0, 1)", "[0, 1)"), ("['a'", "['a'"),  # mathematics, and what is no list
+    ("b'34'", "34"), ("[b'34']", "34"), ("34\u200b", "34"), ("\ufeff34", "34"), ("1\u00ad234", "1234"),
+    ("x &lt; 3", "x < 3"), ("x&#60;3", "x<3"), ("[&#39;34&#39;]", "34"), ("&nbsp;34&nbsp;", "34"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
+    (r"a &lt b", r"a &lt b"),  # & and l and t, in a matrix
+])
+def test_damage_in_answers(answer, read, tmp_path):
+    question = "Is a &lt; b in b'34' of ['34']\u200b?"  # in a question it may be what is asked
+    (problem,) = load(write(tmp_path / "rows.jsonl", [{"question": question, "answer": answer}]))
+    assert (problem.question, problem.answer) == (question, read)
+
+
+def test_bytes_are_utf8(tmp_path):
+    rows = [{"question": "Wie groß?".encode(), "answer": "½".encode(), "hint": "Größer.".encode()}]
+    (problem,) = load(write(tmp_path / "rows.parquet", rows))
+    assert problem == Problem("rows/0", "Wie groß?", "½", hint="Größer.")
 
 
 def test_code_schema(tmp_path):
@@ -140,6 +235,40 @@ def test_file_types(suffix, tmp_path):
     first = Problem("rows/0", rows[0]["question"], "yes", hint="Look.")
     assert load(name) == [first, Problem("rows/1", "Q", "1")]
     assert load(name, split="test") == load(name, split="train")  # a file is one split
+
+
+@pytest.mark.parametrize("name", ["rows.JSONL", "rows.Json", "rows.CSV", "rows.Parquet", "rows.jsonl.GZ"])
+def test_suffixes_in_any_case(name, tmp_path):
+    write(tmp_path / name.lower(), [GOOD])
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert [p.question for p in load(str(tmp_path / name))] == ["Q"]
+
+
+@pytest.mark.parametrize("part", [
+    "[:2]", "[3:]", "[-2:]", "[1:3]", "[:15%]", "[25%:]", "[-10%:]", "[10%:50%]", "[:99]", "[:]",
+])
+def test_parts_of_a_file_are_those_of_datasets(part, tmp_path):
+    rows = [{"question": "Q", "answer": str(i)} for i in range(10)]
+    name = write(tmp_path / "rows.jsonl", rows)
+    expected = datasets.ReadInstruction.from_spec(f"train{part}").to_absolute({"train": 10})[0]
+    ids = [f"rows/{i}" for i in range(expected.from_, expected.to)]  # the numbers of the whole file
+    assert [p.id for p in load(name, f"train{part}")] == ids
+    assert [p.id for p in load(name, f"test{part}")] == ids  # a file is one split
+    assert load("countdown", f"test{part}") == load("countdown", "test")[slice_of(part, 256)]
+
+
+def slice_of(part, count):
+    found = datasets.ReadInstruction.from_spec(f"test{part}").to_absolute({"test": count})[0]
+    return slice(found.from_, found.to)
+
+
+@pytest.mark.parametrize("split, said", [
+    ("train[5]", r"train\[:100\]"), ("train[a:b]", r"train\[:100\]"), ("train[:2", r"train\[:100\]"),
+    ("train[3:3]", "no rows"),
+])
+def test_what_is_no_part_of_a_file(split, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        load(write(tmp_path / "rows.jsonl", [GOOD] * 9), split)
 
 
 def test_duplicate_ids_become_unique(tmp_path):
@@ -232,6 +361,92 @@ def test_one_percent_of_the_rows_may_lack_an_answer(index, answer, tmp_path, cap
         load(write(tmp_path / "rows.jsonl", rows[:99]))
 
 
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}},
+                                     {"type": "text", "text": "What is it?"}]}
+
+
+@pytest.mark.parametrize("row, why", [
+    (5, "no columns"),
+    (["Q", "1"], "no columns"),
+    ({"foo": "Q", "answer": "1"}, "no question"),
+    ({"question": "Q"}, "no answer"),
+    ({"question": "Q", "answer": {"text": ["1"]}}, "an object, {'text'}, where text is expected"),
+    ({"question": {"text": "Q"}, "answer": "1"}, "an object, {'text'}"),
+    ({"question": ["Q"], "answer": "1"}, "a list that is no chat"),
+    ({"question": "Q", "answer": "x" * 301}, "an answer of more than 300 characters"),
+    ({"question": "Q \ud800", "answer": "1"}, "half of a surrogate pair"),
+    ({"question": "Q", "answer": "1", "hint": "\ud800"}, "half of a surrogate pair"),
+    ({"prompt": CHAT[1:], "reward_model": "rule"}, "no answer"),
+    ({"prompt": CHAT[1:], "reward_model": {"style": "rule"}}, "no answer"),
+    ({"prompt": [IMAGE], "answer": "1"}, "a part of type 'image_url', and only text can be read"),
+    ({"prompt": [{"role": "user", "content": [{"type": "audio", "text": None}]}], "answer": "1"}, "'audio'"),
+    ({"prompt": CHAT[1:], "images": ["x.png"], "answer": "1"}, "something in its column 'images'"),
+    ({"messages": CHAT[:1], "answer": "1"}, "a chat without a user's message"),
+    ({"messages": [*CHAT, {"role": "observation", "content": "x"}], "answer": "1"}, "the role 'observation'"),
+    ({"messages": [*CHAT, {"role": "user", "content": None}], "answer": "1"}, "a message without text"),
+    ({"prompt": "def f():", "entry_point": "f", "test": 7}, "AttributeError"),
+    ({"prompt": 7, "entry_point": "f", "test": "x", "canonical_solution": None}, "no answer"),
+    ({"question": "Q", "choices": "['a', 'b']", "answer": "A"}, "choices that are no list"),
+    ({"question": "Q", "choices": ["a", "b"], "answer": "AB"}, "no answer that can be read"),
+    ({"question": "Q", "answer": 1, "domain": "math", "meta": {}}, "AttributeError"),
+])
+def test_a_bad_row_is_left_out_by_its_number_and_reason(row, why, tmp_path, capsys):
+    rows = [GOOD] * 200
+    rows[7] = row
+    assert len(load(write(tmp_path / "rows.jsonl", rows))) == 199
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}/rows.jsonl: 1 of 200 rows cannot be used: ") and said.count("\n") == 1
+    assert why in said and said.endswith(" (rows 7): left out\n")
+    with pytest.raises(UserError, match=r"2 of 150 rows.* \(rows 7, 8\).*: mend or remove them"):
+        load(write(tmp_path / "rows.jsonl", [*rows[:7], row, row, *rows[9:150]]))
+
+
+def test_reasons_are_told_apart(tmp_path, capsys):
+    rows = [GOOD] * 1000
+    rows[3] = rows[5] = {"question": "Q"}
+    rows[4] = 5
+    load(write(tmp_path / "rows.jsonl", rows))
+    said = capsys.readouterr().err
+    assert "3 of 1000 rows cannot be used: no answer that can be read (rows 3, 5); " in said
+    assert said.endswith("; no columns (rows 4): left out\n")
+
+
+def test_what_a_verifier_of_ones_own_gets(tmp_path):
+    """Every column as it is; an answer may be missing, long, or an object."""
+    rows = [
+        {"question": "Q", "Level": 3, "tags": ["a"], "unit": "cm", "note": None},
+        {"question": "Q", "answer": "x" * 301},
+        {"question": "Q", "answer": {"low": 1, "high": 2}},
+        {"question": "Q", "answer": 5, "half": "\ud800"},
+        {"prompt": CHAT, "reward_model": {"ground_truth": {"cases": [1]}, "style": "rule"}},
+        {"question": "Q", "domain": "math", "meta": {"x": 1}, "y": 2, "hinted_question": "?"},
+    ]
+    name = write(tmp_path / "rows.jsonl", rows)
+    problems = load(name, own_verifier=True)
+    assert [p.answer for p in problems] == ["", "x" * 301, "", "5", "", ""]
+    assert [p.meta for p in problems] == [
+        {"Level": 3, "tags": ["a"], "unit": "cm", "note": None},
+        {},
+        {"answer": {"low": 1, "high": 2}},
+        {"answer": 5},  # half a character reaches no worker
+        {"prompt": CHAT, "reward_model": {"ground_truth": {"cases": [1]}, "style": "rule"}, **BEFORE},
+        {"x": 1, "y": 2},
+    ]
+    for p in problems:
+        assert Problem(**json.loads(json.dumps(asdict(p)))) == p  # the way to a worker
+    with pytest.raises(UserError, match="5 of 6 rows"):
+        load(name)
+    row = {"question": "Q", "answer": "5", "unit": "cm", "rel_tol": 1}
+    (p,) = load(write(tmp_path / "known.jsonl", [row]))
+    assert p.meta == {}  # what the built-in verifiers read there comes from their readers alone
+
+
+def test_columns_that_no_worker_can_take_stay_behind(tmp_path):
+    row = {"question": "Q", "picture": b"\xff\xfe", "day": datetime.date(2026, 1, 2), "level": 3}
+    (problem,) = load(write(tmp_path / "rows.parquet", [row]), own_verifier=True)
+    assert problem.meta == {"level": 3}
+
+
 @pytest.mark.parametrize("row", [
     5,
     {"question": "Q", "choices": ["a", "b"], "answer": 2},  # there is no third choice
@@ -264,7 +479,7 @@ def test_countdown_solutions_verify_and_hints_are_their_first_move():
         assert hint == f"start with {move}." and re.fullmatch(r"\d+[-+*/]\d+", move)
 
 
-@pytest.mark.parametrize("module", [data, tasks, answers])
+@pytest.mark.parametrize("module", [data, tasks, answers, reading])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
@@ -284,7 +499,7 @@ class FakeTokenizer:
     def __init__(self, chat_template="fake", loses=""):
         self.chat_template, self.loses = chat_template, loses
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking, date_string):
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking, **_):
         assert (tokenize, add_generation_prompt, enable_thinking) == (False, True, False)
         return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
 
@@ -338,6 +553,95 @@ def test_real_chat_template(tokenizer):
     assert prompt_text(ADD, "chat", tokenizer) == f"{USER}What is 2+3?\n{BOXED}{END}{ASSISTANT}"
 
 
+SEVERAL = Problem("several", "And 4+5?", "9", hint="Count on.", meta={"earlier_messages": [
+    *CHAT[:1], {"role": "user", "content": "What is 2+3?"}, {"role": "assistant", "content": "5"}]})
+TOLD = Problem("told", "What is 2+3?", "5", hint="Count on.", meta=BEFORE)
+
+
+@pytest.mark.parametrize("problem, template, text", [
+    (SEVERAL, "chat", f"[system]Be brief.[user]What is 2+3?[assistant]5[user]And 4+5?\n{BOXED}[assistant]"),
+    (TOLD, "chat", f"[system]Be brief.[user]What is 2+3?\n{BOXED}[assistant]"),
+    (TOLD, "plain", "Be brief.\n\nWhat is 2+3?\n"),
+    (TOLD, "countdown", "Be brief.\n\nWhat is 2+3?\n"),
+    (TOLD, "guide", f"[system]{BOXED}[user]Problem: What is 2+3?[assistant]"),
+    (data.replace(TOLD, meta={"earlier_messages": [{"role": "system", "content": BOXED}]}), "chat",
+     f"[system]{BOXED}[user]What is 2+3?[assistant]"),  # the instruction is not said twice
+])
+def test_messages_before_the_question(problem, template, text):
+    assert prompt_text(problem, template, FakeTokenizer()) == text
+    hinted = prompt_text(problem, template, FakeTokenizer(), hinted=True)
+    space = " " if template == "countdown" else "\n\n"
+    assert hinted == text.replace(problem.question, f"{problem.question}{space}Hint: Count on.")
+
+
+@pytest.mark.parametrize("template", ["countdown", "plain", "qwen-math", "guide"])
+def test_several_turns_take_the_chat_template(template, capsys):
+    problems = [ADD] * 150
+    problems[9] = SEVERAL
+    prompts, _ = encode(problems, FakeTokenizer(), template, 1000)
+    assert len(prompts) == 149
+    said = capsys.readouterr().err
+    assert "1 of 150 rows" in said and "several turns, which takes --template chat (rows 'several')" in said
+    with pytest.raises(UserError, match="several turns, which takes --template chat"):
+        encode([ADD, SEVERAL], FakeTokenizer(), template, 1000)
+
+
+@pytest.mark.parametrize("template", ["qwen-math", "guide"])
+def test_a_system_message_that_is_not_shown_is_said(template, capsys):
+    encode([ADD, TOLD], FakeTokenizer(), template, 1000)
+    said = f"--template {template}: its system message stands in place of the data's\n"
+    assert capsys.readouterr().err == said
+    same = {"earlier_messages": [{"role": "system", "content": data.SYSTEM[template]}]}
+    encode([data.replace(TOLD, meta=same)], FakeTokenizer(), template, 1000)
+    assert capsys.readouterr().err == ""
+
+
+IN_PARTS = ("{% for m in messages %}<{{ m.role }}>{# CHECK #}"
+            "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
+            "{% endfor %}")
+REFUSE_TEXT = "{% if m.content is string %}{{ raise_exception('parts, please') }}{% endif %}"
+
+
+@pytest.mark.parametrize("chat_template", [IN_PARTS, IN_PARTS.replace("{# CHECK #}", REFUSE_TEXT)])
+def test_a_chat_template_that_reads_parts(chat_template, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_template
+    assert prompt_text(ADD, "chat", tokenizer) == f"<user>What is 2+3?\n{BOXED}"
+    prompts, _ = encode([ADD], tokenizer, "guide", 1000)
+    told = "<user>Problem: What is 2+3?\n\nHint: Count on from 2."
+    assert tokenizer.decode(prompts[0].hinted) == f"<system>{BOXED}{told}"
+
+
+@pytest.mark.parametrize("chat_template, template, said", [
+    ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "chat", "leaves out text of the user message"),
+    ("{{ messages[0].content[:12] }}", "chat", "leaves out text of the user message"),
+    ("{{ messages[-1].content }}", "guide", "leaves out text of the system message"),
+    ("{{ raise_exception('no system here') }}", "guide", "refuses the messages .no system here"),
+    ("{{ messages[0].content.split('Hint')[0] }}", "chat", "leaves out text of the user message"),
+])
+def test_a_chat_template_that_loses_text(chat_template, template, said, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_template
+    with pytest.raises(UserError, match=f"p: this tokenizer's chat template {said}.*: use another --templ"):
+        encode([ADD], tokenizer, template, 1000)
+
+
+def test_the_date_is_always_the_same(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    for write in ("{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"):
+        tokenizer.chat_template = write + "{{ messages[0].content }}"
+        assert prompt_text(ADD, "chat", tokenizer).startswith("26 Jul 2024What is 2+3?")
+
+
+def test_a_chat_template_of_the_model_that_writes_hints(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = IN_PARTS
+    assert ADD.question in tokenizer.decode(hints._guidance_prompt(ADD, tokenizer))
+    tokenizer.chat_template = "{{ messages[0].content[:12] }}"
+    with pytest.raises(UserError, match="leaves out text of the user message"):
+        hints._guidance_prompt(ADD, tokenizer)
+
+
 @pytest.mark.parametrize("template, tokenizer, said", [
     ("chat", None, "no chat template"), ("chat", FakeTokenizer(None), "no chat template"),
     ("qwen", None, "qwen-math"),
@@ -373,6 +677,49 @@ def test_encode_leaves_out_what_is_too_long(tokenizer):
     assert counts == {"too_long": 1, "hints_too_long": 1}
     with pytest.raises(UserError, match="longer than 5 tokens"):
         encode([fits, no_hint], tokenizer, "plain", 5)
+
+
+def test_encode_leaves_out_what_leaves_no_room_for_the_response(tokenizer):
+    fits = Problem("fits", "aaaa?", "1", hint="xy")  # 6 tokens, 16 with the hint, as above
+    too_long = Problem("too long", "a" * 16, "1")
+    for positions, kept, counts in [
+        (26, [(6, 16)], {"too_long": 1, "hints_too_long": 0}),
+        (25, [(6, None)], {"too_long": 1, "hints_too_long": 1}),
+        (27, [(6, 16), (17, None)], {"too_long": 0, "hints_too_long": 0}),
+    ]:
+        prompts, counted = encode([fits, too_long], tokenizer, "plain", 100, 10, positions)
+        assert [(len(p.plain), p.hinted and len(p.hinted)) for p in prompts] == kept and counted == counts
+    for positions in (15, 10, 1):  # a response may need more than there is
+        said = f"10 tokens for the response exceed the model's {positions} positions: lower --max-response"
+        with pytest.raises(UserError, match=said):
+            encode([fits, too_long], tokenizer, "plain", 100, 10, positions)
+
+
+def test_encode_names_a_problem_that_the_tokenizer_refuses(capsys):
+    class Refuses(FakeTokenizer):
+        def __call__(self, text, **options):
+            if "!" in text:
+                raise TypeError("no such character")
+            return super().__call__(text, **options)
+
+    problems = [ADD] * 100
+    problems[3] = Problem("bad", "What!", "5")
+    assert len(encode(problems, Refuses(), "plain", 100)[0]) == 99
+    said = "1 of 100 rows cannot be used: TypeError: no such character (rows 'bad')"
+    assert said in capsys.readouterr().err
+    with pytest.raises(UserError, match="2 of 100 rows"):
+        encode([*problems[:99], problems[3]], Refuses(), "plain", 100)
+
+
+def test_fingerprint_is_of_all_that_a_run_reads():
+    prompts = [Prompt(ADD, [1, 2], [1, 2, 3]), Prompt(TOLD, [1], None)]
+    others = [
+        prompts[::-1], prompts[:1], [Prompt(ADD, [1, 2], None), prompts[1]],
+        [Prompt(data.replace(ADD, answer="6"), [1, 2], [1, 2, 3]), prompts[1]],
+        [prompts[0], Prompt(data.replace(TOLD, meta={}), [1], None)],
+    ]
+    assert data.fingerprint(prompts) == data.fingerprint(copy.deepcopy(prompts))
+    assert len({data.fingerprint(some) for some in [prompts, *others]}) == 6
 
 
 def test_encode_notices_a_tokenizer_that_loses_text():
@@ -576,7 +923,7 @@ def test_hints_of_a_model_never_leak(monkeypatch):
         positions = 10**6
         tokenizer = Tokenizer()
 
-        def __init__(self, model, device):
+        def __init__(self, model, device, use):
             pass
 
         def generate(self, prompts, n, temperature, max_tokens, seed, top_p):

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import comparison, curve, decompose, evaluate, pass_at_k, plot
+from evaluate import Args, comparison, curve, decompose, evaluate, main, pass_at_k, plot
 from grpo import pad, token_logprobs
-from machinery.sampler import Sampler, sampling_logprobs
+from machinery.sampler import Sample, Sampler, sampling_logprobs
 from tests.started import start
 from verify import Verifier
 
@@ -206,6 +207,44 @@ def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
     assert [row["id"] for row in out["problems"]] == [p.id for p in problems]
     assert sum(row["c"] for row in out["problems"]) == out["verdicts"]["right"] > 0
     assert sum(out["verdicts"].values()) == 8 * 16
+
+
+@pytest.mark.parametrize("positions, max_tokens, kept, said", [
+    (25, 0, 3, "--max-tokens 5: what the model's 25 positions leave beside a prompt of 20\n"),
+    (20, 0, 2, "--max-tokens 10: what the model's 20 positions leave beside a prompt of 10\n"),
+    (11, 6, 1, ""),
+    (math.inf, 0, 3, ""),
+    (5, 0, 0, "every prompt and 1 tokens for the response exceed the model's 5 positions"),
+    (24, 30, 0, "every prompt and 30 tokens for the response exceed the model's 24 positions"),
+])
+def test_prompts_without_room_are_left_out(positions, max_tokens, kept, said, tmp_path, monkeypatch, capsys):
+    rows = [{"question": "a" * n, "answer": "A", "domain": "choice", "meta": {}} for n in (4, 9, 19)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampler = FixedSampler(positions)
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: sampler)
+    monkeypatch.setattr("evaluate.check_sampler", lambda _: None)
+    args = Args(model=MODEL, data=str(tmp_path / "rows.jsonl"), template="plain", n=2, max_tokens=max_tokens,
+                out=str(tmp_path / "out.json"))
+    if not kept:
+        with pytest.raises(UserError, match=said):
+            main(args)
+        return
+    main(args)
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert len(out["problems"]) == kept and out["too_long"] == 3 - kept
+    assert out["sampling"]["max_tokens"] == sampler.asked and capsys.readouterr().err == said
+
+
+class FixedSampler:
+    """Says "1" to everything, if prompt and response fit its positions."""
+
+    def __init__(self, positions):
+        self.tokenizer, self.positions = AutoTokenizer.from_pretrained(MODEL), positions
+
+    def generate(self, prompts, n, temperature, max_tokens, *_):
+        assert max_tokens >= 1 and max(map(len, prompts)) + max_tokens <= self.positions
+        self.asked = max_tokens
+        return [[Sample([1], [0.0], True, "1")] * n for _ in prompts]
 
 
 @pytest.mark.slow

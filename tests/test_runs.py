@@ -83,8 +83,8 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         launch(module.main, module.Args)
         out = capsys.readouterr().out
     assert "pass@8" in out and "self-distillation" in out and out.splitlines()[-1].startswith("done: ")
-    left = ["args.json", "checkpoint", "curves.png", "eval_base.json", "eval_trained.json", "final",
-            "metrics.jsonl", "rollouts.jsonl"]
+    left = ["args.json", "checkpoint", "curves.png", "data.json", "eval_base.json", "eval_trained.json",
+            "final", "metrics.jsonl", "rollouts.jsonl"]
     assert sorted(p.name for p in run_dir.iterdir()) == left
     assert [m["step"] for m in metrics(run_dir)] == [1, 2]
     for m in metrics(run_dir):
@@ -238,6 +238,34 @@ def test_math_rows_with_hints_from_their_solutions(tmp_path):
     assert "Hint" not in guided[0]["prompt"] and guided[0]["verdict"] == "no answer"
     assert guided[0]["prompt"].startswith("<|im_start|>system\nPlease reason")
     assert not (run_dir / "eval_base.json").exists()  # a file has no test split
+
+
+def test_a_verifier_of_ones_own_reads_the_columns_and_a_resumed_run_its_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "levels.py").write_text("""def right(completion, problem):
+    assert problem.answer == "" and problem.meta == {"Level": 3, "tags": ["a"]}
+    return bool(sum(map(ord, completion)) % 2)
+""")
+    lines = [json.dumps({"question": f"Use {i}.", "Level": 3, "tags": ["a"]}) + "\n" for i in range(8)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(lines))
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(lines))
+    args = {"data": str(file), "eval_data": str(held_out), "template": "plain", "verifier": "levels:right"}
+    run_dir = train("grpo", run_dir=str(tmp_path / "run"), steps=1, **args)
+    (m,) = metrics(run_dir)
+    assert m["verify/right"] + m["verify/wrong"] == 16 and m["verify/right"] > 0 and m["verify/error"] == 0
+    for changed in (lines[:7], lines[::-1], [line.replace("Use 4", "Use 9") for line in lines]):
+        file.write_text("".join(changed))
+        with pytest.raises(UserError, match=r"data has changed since .*: put it back as it was, or start"):
+            train("grpo", resume=str(run_dir), steps=2)
+    file.write_text("".join(lines))
+    held_out.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=r"16 prompts then, 15 now, held-out ones included"):
+        train("grpo", resume=str(run_dir), steps=2)
+    held_out.write_text("".join(lines))
+    assert len(metrics(train("grpo", resume=str(run_dir), steps=2))) == 2
 
 
 @pytest.fixture(scope="module")

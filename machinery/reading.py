@@ -1,0 +1,303 @@
+"""Reading: a file's rows, a column's text, a chat's question, a solution's box and its first half as a hint.
+
+Knows no data set's columns: data.py makes problems of the rows. Imports nothing of ours.
+"""
+
+import ast
+import csv
+import gzip
+import html
+import io
+import json
+import re
+import sys
+import unicodedata
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Something the user can mend: a script prints the message as one line and exits with code 1."""
+
+
+class BadRow(UserError):
+    """Why one row cannot be used: where the other rows can, it is left out."""
+
+
+# ---- rows ------------------------------------------------------------------------------------------
+
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
+
+
+def read_file(path: Path) -> list[dict]:
+    """Rows of a file of FILE_TYPES. Raises UserError where there is none, or it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path} is a folder: name a file" if path.exists() else f"no such file: {path}")
+    if not path.name.lower().endswith(FILE_TYPES):
+        raise UserError(f"{path}: cannot read this kind of file, give one of {', '.join(FILE_TYPES)}")
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    try:
+        if kind == ".parquet":
+            import pyarrow.parquet  # comes with datasets; slow to import
+
+            return pyarrow.parquet.read_table(path).to_pylist()
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):  # gzip, whatever the file's name says
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
+        if kind == ".csv":
+            csv.field_size_limit(2**30)
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        if kind == ".json" and text.lstrip().startswith("["):
+            return json.loads(text)
+    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:  # pyarrow's are among them
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)})") from None
+    return rows
+
+
+def read_hub(name: str, split: str) -> list[dict]:
+    """Rows of a hub id, "name:config" where the hub wants a config. Raises UserError."""
+    import datasets  # slow to import, and the embedded task does not need it
+
+    path, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None, split=split).to_list()
+    except Exception as error:  # the hub client raises many kinds; all of them end the run with what it said
+        said = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
+        raise UserError(f"{name!r} is no file, and the hub gave no split {split!r} of it: {said}") from error
+
+
+def part_of(split: str, count: int) -> range:
+    """Numbers of those of `count` rows that a split names in brackets, as `datasets` has it; else of all.
+
+    >>> part_of("train[:2]", 10), part_of("test[-20%:]", 10), part_of("train", 10)
+    (range(0, 2), range(8, 10), range(0, 10))
+    """
+    if "[" not in split:
+        return range(count)
+    match = re.fullmatch(r"[^\[]*\[(-?\d+)?(%?):(-?\d+)?(%?)\]", split)
+    if not match:
+        raise UserError(f"split {split!r}: write a part of it as train[:100], train[100:] or train[:10%]")
+    bounds = []
+    for number, percent in ((match[1], match[2]), (match[3], match[4])):
+        if number is None:
+            bounds.append(None)
+        else:
+            bounds.append(round(int(number) * count / 100) if percent else int(number))
+    return range(count)[slice(*bounds)]
+
+
+def reason(error: Exception) -> str:
+    """What an exception says about a row, in a few words."""
+    if isinstance(error, BadRow):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"no column {error}"
+    if isinstance(error, UnicodeEncodeError):
+        return "half of a surrogate pair, which is no character"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def leave_out(bad: dict[str, list], count: int, name: str, remedy: str) -> None:
+    """Says which of `count` rows are left out: `bad` is {reason: rows}. UserError for more than 1 %."""
+    if not bad:
+        return
+    n_bad = sum(map(len, bad.values()))
+    reasons = []
+    for why, rows in list(bad.items())[:5]:
+        reasons.append(f"{why} (rows {str(rows[:10])[1:-1]})")
+    message = f"{name}: {n_bad} of {count} rows cannot be used: {'; '.join(reasons)}"
+    if n_bad > 0.01 * count:
+        raise UserError(f"{message}: {remedy}")
+    print(f"{message}: left out", file=sys.stderr)
+
+
+# ---- text of a column ------------------------------------------------------------------------------
+
+def text_of(value) -> str:
+    """A column's value as text: lists joined, 27.0 as 27, bytes as UTF-8. Raises BadRow for an object."""
+    if isinstance(value, dict):
+        raise BadRow(f"an object, {{{', '.join(map(repr, list(value)[:3]))}}}, where text is expected")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text_of(v) for v in value)
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def answer_of(value) -> str:
+    """`text_of` an answer, without what only damage puts there.
+
+    That is HTML entities, invisible characters, and the Python or JSON text of a list of texts or of bytes.
+
+    >>> answer_of("['34']"), answer_of(b"34"), answer_of("x &lt; 3"), answer_of("[1, 2]")
+    ('34', '34', 'x < 3', '[1, 2]')
+    """
+    text = re.sub(r"&#?\w+;", lambda match: html.unescape(match[0]), text_of(value))
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    if re.match(r"(\[\s*b?|b)['\"]", text):
+        shown = re.sub(r"(?<=['\"])\s+(?=b?['\"])", ", ", text)  # numpy writes no commas
+        if re.search(r"(?<!\\)\\(?!u[0-9a-fA-F]{4})([A-Za-z]{2}|[^\\\w'\"])", shown):  # LaTeX: \f is a letter
+            shown = shown.replace("\\", "\\\\")
+        text = text_of(literal(shown) or text)
+    return text.strip()
+
+
+def literal(text: str):
+    """The value that JSON or Python text shows; None where it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(text)
+    return None
+
+
+def hint_of(value) -> str:
+    """A hint as text: lists, and their text, have a line an item."""
+    if isinstance(value, str) and re.match(r"\[\s*['\"]", value):
+        value = literal(value) or value
+    if isinstance(value, list):
+        return "\n".join(text_of(item) for item in value)
+    return value if isinstance(value, str) else text_of(value)
+
+
+# ---- chats -----------------------------------------------------------------------------------------
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of them
+
+
+def is_chat(value) -> bool:
+    """Whether it is a list of messages, {role, content} or ShareGPT's {from, value}."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(message, dict) and {"role", "from"} & message.keys() for message in value)
+
+
+def chat_of(value) -> tuple[str, list[dict], str]:
+    """What is asked in a chat, the messages before that, and the reply to it. Anything else is asked itself.
+
+    The last user message is what is asked. Raises BadRow where there is none, or not only text.
+
+    >>> chat_of([{"from": "system", "value": "Be brief."}, {"from": "human", "value": "What is 2+3?"}])
+    ('What is 2+3?', [{'role': 'system', 'content': 'Be brief.'}], '')
+    """
+    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):  # it went through .csv
+        shown = literal(value)
+        value = shown if is_chat(shown) else value
+    if isinstance(value, str):
+        return value, [], ""
+    if not is_chat(value):
+        if isinstance(value, list):
+            raise BadRow("a list that is no chat, where a question is expected")
+        return text_of(value), [], ""
+    messages = []
+    for message in value:
+        role = message.get("role") or message.get("from")
+        role = SHAREGPT.get(role, role)
+        if role not in ROLES:
+            raise BadRow(f"a message of the role {role!r}")
+        content = message.get("value") if message.get("content") is None else message["content"]
+        messages.append({"role": role, "content": _content(content)})
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if not users:
+        raise BadRow("a chat without a user's message")
+    last = users[-1]
+    reply = "\n".join(message["content"] for message in messages[last + 1 :])
+    return messages[last]["content"], messages[:last], reply
+
+
+def _content(content) -> str:
+    """The text of a message; its parts, if it has parts, have a line each."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRow("a message without text")
+    texts = []
+    for part in content:
+        part = {"text": part} if isinstance(part, str) else part
+        kind = part.get("type") or "text"
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise BadRow(f"a message with a part of type {kind!r}, and only text can be read")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+# ---- solutions ---------------------------------------------------------------------------------
+
+def last_box(text: str) -> str | None:
+    r"""Content of the last closed \boxed{...} or `\boxed 7` in the last 200 kB, with boxes in it opened.
+
+    >>> last_box(r"so \boxed{\frac{1}{2}} or rather \boxed{ {3}, \boxed{4} }.")
+    '{3}, 4'
+    """
+    text = text[-200_000:]
+    boxes, open_braces = [], []  # (macro, argument, its end, macro's end); (macro, argument) or None
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s$;{}\\]+))|\\.|[{}]", text, re.DOTALL):
+        if bare := match[2]:
+            end = match.end() - (len(bare) - len(bare.rstrip(".,:")))  # a full stop, not a decimal point
+            boxes.append((match.start(), match.start(2), end, end))
+        elif match[1] or match[0] == "{":
+            open_braces.append((match.start(), match.end()) if match[1] else None)
+        elif match[0] == "}" and open_braces:
+            box = open_braces.pop()
+            if box and match.start() - box[1] <= 2_000:
+                boxes.append((*box, match.start(), match.end()))
+    if not boxes:
+        return None
+    _, start, end, _ = boxes.pop()
+    inside = [box for box in boxes if box[0] >= start]
+    content = ""
+    for cut, cut_end in sorted([box[:2] for box in inside] + [box[2:] for box in inside]):
+        content += text[start:cut]
+        start = cut_end
+    return (content + text[start:end]).strip()
+
+
+def solution_hint(question: str, solution: str, answer: str) -> str | None:
+    r"""The first half of a solution's sentences: never a box, nor the answer unless the question has it too.
+
+    >>> solution_hint("What is 2+3?", r"Count on from 2. Three steps lead to 5. So \boxed{5}.", "5")
+    'Count on from 2.'
+    """
+    solution = re.sub(r"\[asy\].*?(\[/asy\]|$)", "", solution, flags=re.DOTALL)
+    # A sentence ends in a full stop, a paragraph or a displayed formula, and not inside a formula.
+    sentences = [""]
+    for part in re.split(r"(?<=[.!?])(?=\s)|(?<=[.!?][$)])(?=\s)|\n\n+|(?<=\\\])|(?<=\$\$)", solution):
+        sentences[-1] += part
+        if sentences[-1].count("$") % 2 == 0 and sentences[-1].count(r"\[") == sentences[-1].count(r"\]"):
+            sentences.append("")
+    sentences = [" ".join(sentence.split()) for sentence in sentences if sentence.strip()]
+    kept = []
+    for sentence in sentences[: len(sentences) // 2]:
+        told = holds_answer(" ".join([*kept, sentence]), answer) and not holds_answer(question, answer)
+        if told or "boxed" in sentence:
+            break
+        kept.append(sentence)
+    return " ".join(kept) or None
+
+
+def holds_answer(text: str, answer: str) -> bool:
+    """Whether `answer` stands in `text` as a token of its own; spaces and sizes of brackets do not count."""
+
+    def plain(s):
+        s = re.sub(r"\\[,!;: ]|\\left(?!\w)|\\right(?!\w)|(?<=\\)[dt](?=frac)|(?<=\d),(?=\d{3}(?!\d))", "", s)
+        s = s.replace("$", "\n")  # a border: in `is $-2$` nothing stands before the sign
+        return re.sub(r"(\\[A-Za-z]+)", r"\1 ", s)  # the name of a command is no part of the number behind it
+
+    pieces = re.findall(r"\\[A-Za-z]+|\S", plain(answer))
+    left = r"(?<![\w.])" if answer[:1].isalnum() else ""
+    if answer.startswith("-"):  # a sign, not the minus between two terms
+        left = r"(?<![\w)\]}])(?<![\w)\]}] )"
+    right = r"(?!\w|\.\d)" if answer[-1:].isalnum() else ""
+    pattern = left + r"\s*".join(map(re.escape, pieces)) + right
+    return bool(pieces) and re.search(pattern, plain(text)) is not None
