@@ -20,12 +20,9 @@ import jinja2
 import numpy as np
 
 from machinery import tasks
+from machinery.command import UserError, run_command
 
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
-
-
-class UserError(ValueError):
-    """Something the user can mend: a script prints the message as one line and exits with code 1."""
 
 
 @dataclass(frozen=True)
@@ -494,7 +491,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # OSError: no such --model
-        sys.exit("error: " + " ".join(str(error).split("\n")[:2]))
+    run_command(main)

@@ -1,0 +1,57 @@
+"""A run's folder: who may use it, and whether there is anything left to do in it."""
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from machinery.checkpoint import checkpoints, steps_done
+from machinery.command import UserError
+
+
+def claim(folder: Path, task: dict, resumed: bool) -> int:
+    """Makes a run's folder, or takes one where no step was made: a start that failed is in nobody's way.
+
+    `task`: the args that base and trained model are measured by. The lock that keeps other processes out,
+    until it is closed or this one ends. Raises UserError if the folder holds a run and this one is not
+    `resumed`, if another process is at work there, or if it cannot be written.
+    """
+    log, before = folder / "metrics.jsonl", folder / "args.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        began = checkpoints(folder) or (log.exists() and log.stat().st_size > 0)
+        if began and not resumed:
+            resume = f"--resume {shlex.quote(str(folder))}"
+            raise UserError(f"{folder} holds a run already: use {resume}, or give another --run-dir")
+        lock = lock_folder(folder)
+        if before.exists() and not resumed:
+            old = json.loads(before.read_text())
+            if any(old.get(key) != value for key, value in task.items()):
+                (folder / "eval_base.json").unlink(missing_ok=True)  # of another model, say
+        log.touch()
+        (folder / "rollouts.jsonl").touch()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --run-dir") from None
+    return lock
+
+
+def lock_folder(folder: Path) -> int:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use: another process trains there") from None
+    except OSError as error:  # some network disks have no locks
+        warning = f"{folder} cannot be locked ({error.strerror}): start no second process there"
+        print(f"warning: {warning}", file=sys.stderr)
+    return lock
+
+
+def is_finished(folder: Path, steps: int) -> bool:
+    """Whether a run has all that `steps` steps leave. Raises UserError if it has done more than those."""
+    done = steps_done(folder)
+    if steps < done:
+        raise UserError(f"--steps {steps}: {folder} has done {done} already; give more, or start a new run")
+    return steps == done and (folder / "curves.png").exists()  # which is drawn last
