@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 from data import TEMPLATES, UserError
-from machinery.command import check_writable, run_command, stoppable
+from machinery.command import check_writable, resume_line, run_command, stoppable
 from machinery.kept import Kept, files_of, fingerprint
 from machinery.ranks import gather, join, rank, share, total, world
 from machinery.run import check_ranges, write_json
@@ -306,7 +306,8 @@ def report(run: Path) -> str:
         plot(results, run / "curves.png", metrics)
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
-    return f"{table}done: the trained model is {run}/final; more steps with --resume {run} --steps N"
+    more = resume_line(run, "--steps", "N")
+    return f"{table}done: the trained model is {run}/final; more steps with: {more}"
 
 
 def read_result(path) -> dict:

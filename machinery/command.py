@@ -65,6 +65,12 @@ def command_line(*options) -> str:
     return shlex.join([*starter, sys.argv[0], *map(str, options)])
 
 
+def resume_line(run: Path, *options) -> str:
+    """The command that goes on with a run of this script."""
+    name = f"./{run}" if str(run).startswith("-") else run  # not an option
+    return command_line("--resume", name, *options)
+
+
 @contextmanager
 def stoppable():
     """Ctrl-C and SIGTERM end what is inside, in one line that says how to go on."""

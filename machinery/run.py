@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data import EMBEDDED_MODEL, TEMPLATES, UserError
 from machinery.checkpoint import load_checkpoint, save_checkpoint
-from machinery.command import command_line, run_command
+from machinery.command import resume_line, run_command
 from machinery.folder import claim, is_finished
 from machinery.ranks import gather, rank, total, world
 from machinery.track import Tracker
@@ -173,14 +173,15 @@ class Run:
                 save_checkpoint(self.folder, step + 1, parts, self.args.keep)
             if stop:
                 self.tracker.close()
-                print(f"\nstopped by {signal.Signals(stop).name} after step {step + 1}; {go_on(self.folder)}")
+                name = signal.Signals(stop).name
+                print(f"\nstopped by {name} after step {step + 1}; go on with: {resume_line(self.folder)}")
                 sys.exit(0 if stop == signal.SIGTERM else 130)
         self.step = None
         save_checkpoint(self.folder, max(start, self.args.steps), parts, self.args.keep)
 
     def _on_signal(self, number, _) -> None:
         if self.step is None:
-            print(f"\nstopped outside of a step, nothing is lost; {go_on(self.folder)}")
+            print(f"\nstopped outside of a step, nothing is lost; go on with: {resume_line(self.folder)}")
             sys.exit(143 if number == signal.SIGTERM else 130)
         if not self.stop and rank() == 0:  # print() may be at work already
             os.write(2, b"\nfinishing this step, then saving; once more ends at once\n")
@@ -222,12 +223,6 @@ def gap_warning(metrics: dict, tis_cap: float) -> str:
             "is the cause")
 
 
-def go_on(folder: Path) -> str:
-    """How to go on with a run that was stopped: a line that can be pasted into a shell."""
-    name = f"./{folder}" if str(folder).startswith("-") else folder  # not an option
-    return "go on with: " + command_line("--resume", name)
-
-
 # ---- the command line --------------------------------------------------------------------------------------
 
 def launch(main, Args) -> None:
@@ -251,13 +246,14 @@ def start(main, Args) -> None:
         )
     if saved and is_finished(Path(args.resume), args.steps):
         if not rank():
-            print(f"nothing to do: {args.resume} has its {args.steps} steps, more with --steps N")
+            more = resume_line(Path(args.resume), "--steps", "N")
+            print(f"nothing to do: {args.resume} has its {args.steps} steps; more with: {more}")
         return
     try:
         main(args)
     except Exception as error:
         if Run.open and Run.open.metrics and "--resume" not in str(error):
-            error.add_note(go_on(Run.open.folder))  # whatever ends a run that has begun
+            error.add_note(f"go on with: {resume_line(Run.open.folder)}")
         raise
 
 

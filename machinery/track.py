@@ -66,8 +66,9 @@ def _hosted(name: str, folder: Path, config: dict):
     """wandb and trackio have one interface, but only wandb knows a run by its id, trackio by its name."""
     try:
         module = import_module(name)
-    except ImportError as error:
-        raise UserError(f"--track {name}: pip install {name}, or leave it out ({error})") from None
+    except Exception as error:  # not there, or not fit for what else is installed
+        said = _first_line(error)
+        raise UserError(f"--track {name}: pip install {name}, or leave it out ({said})") from None
     if not hasattr(module, "init"):  # Python takes any folder of that name for a package, old logs too
         where = next(iter(getattr(module, "__path__", [])), module.__name__)
         raise UserError(f"--track {name}: pip install {name}, or leave it out ({where} is not that package)")
@@ -78,7 +79,12 @@ def _hosted(name: str, folder: Path, config: dict):
     except Exception as error:  # no account, no network: now the user is there to mend it
         said = _first_line(error)
         raise UserError(f"--track {name} does not start ({said}): mend that, or leave it out") from error
-    return lambda metrics: module.log(metrics, step=metrics["step"]), lambda: module.finish()
+
+    def write(metrics):
+        values = {key: value for key, value in metrics.items() if key != "step"}  # a word of their own
+        module.log(values, step=metrics["step"])
+
+    return write, lambda: module.finish()
 
 
 def run_id(folder: Path) -> str:
