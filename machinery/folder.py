@@ -11,12 +11,15 @@ from machinery.checkpoint import checkpoints, steps_done
 from machinery.command import UserError
 
 
-def claim(folder: Path, task: dict, resumed: bool) -> int:
+LOCKS: dict[Path, int] = {}  # of this process, which the system takes back when it ends
+
+
+def claim(folder: Path, task: dict, resumed: bool) -> None:
     """Makes a run's folder, or takes one where no step was made: a start that failed is in nobody's way.
 
-    `task`: the args that base and trained model are measured by. The lock that keeps other processes out,
-    until it is closed or this one ends. Raises UserError if the folder holds a run and this one is not
-    `resumed`, if another process is at work there, or if it cannot be written.
+    `task`: the args that base and trained model are measured by. Other processes are kept out until `release`
+    or the end of this one. Raises UserError if the folder holds a run and this one is not `resumed`, if
+    another process is at work there, or if it cannot be written.
     """
     log, before = folder / "metrics.jsonl", folder / "args.json"
     try:
@@ -25,7 +28,7 @@ def claim(folder: Path, task: dict, resumed: bool) -> int:
         if began and not resumed:
             resume = f"--resume {shlex.quote(str(folder))}"
             raise UserError(f"{folder} holds a run already: use {resume}, or give another --run-dir")
-        lock = lock_folder(folder)
+        lock(folder)
         if before.exists() and not resumed:
             old = json.loads(before.read_text())
             if any(old.get(key) != value for key, value in task.items()):
@@ -34,19 +37,24 @@ def claim(folder: Path, task: dict, resumed: bool) -> int:
         (folder / "rollouts.jsonl").touch()
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --run-dir") from None
-    return lock
 
 
-def lock_folder(folder: Path) -> int:
-    lock = os.open(folder, os.O_RDONLY)
+def lock(folder: Path) -> None:
+    release(folder)  # a run of this very process that has failed
+    LOCKS[folder.resolve()] = descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        release(folder)
         raise UserError(f"{folder} is in use: another process trains there") from None
     except OSError as error:  # some network disks have no locks
         warning = f"{folder} cannot be locked ({error.strerror}): start no second process there"
         print(f"warning: {warning}", file=sys.stderr)
-    return lock
+
+
+def release(folder: Path) -> None:
+    if folder.resolve() in LOCKS:
+        os.close(LOCKS.pop(folder.resolve()))
 
 
 def is_finished(folder: Path, steps: int) -> bool:

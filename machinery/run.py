@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data import EMBEDDED_MODEL, TEMPLATES, UserError
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
-from machinery.folder import claim, is_finished
+from machinery.folder import claim, is_finished, release
 from machinery.ranks import gather, rank, total, world
 from machinery.track import Tracker
 
@@ -130,7 +130,8 @@ class Run:
         given = args.resume or args.run_dir
         folder = Path(given or Path("runs") / self.name())
         task = {key: getattr(args, key) for key in TaskArgs.__dataclass_fields__}
-        self.lock = None if rank() else claim(folder, task, resumed=bool(args.resume))
+        if rank() == 0:
+            claim(folder, task, resumed=bool(args.resume))
         self.tracker = Tracker("" if rank() else args.track, folder, asdict(args))
         write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
         self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
@@ -209,8 +210,7 @@ class Run:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.tracker.close()
-        if self.lock is not None:
-            os.close(self.lock)
+        release(self.folder)
         Run.open = None
 
 
