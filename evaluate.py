@@ -220,14 +220,14 @@ def differences(base: dict, trained: dict) -> list[tuple]:
     Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
     """
     found = []
-    for key in base.keys() & trained.keys() - {"problems", "verdicts", "model"}:
+    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "model"}:
         a, b = base[key], trained[key]
         if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
-            for name in a.keys() | b.keys() - {"seed"}:
+            for name in (a.keys() | b.keys()) - {"seed"}:
                 found.append((name, a.get(name), b.get(name)))
         else:
             found.append((key, a, b))
-    return sorted((key, a, b) for key, a, b in found if a != b)
+    return sorted(((key, a, b) for key, a, b in found if a != b), key=lambda row: row[0])
 
 
 def comparison(base: dict, trained: dict) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from machinery.checkpoint import checkpoints, steps_done
 from machinery.command import UserError
 
-
 LOCKS: dict[Path, int] = {}  # of this process, which the system takes back when it ends
 
 

@@ -379,14 +379,12 @@ def test_whatever_ends_a_run_that_has_begun_the_last_line_says_how_to_go_on(tmp_
     def main(args):
         run = Run(args, "grpo.py")
         run.metrics = {"step": 1}
-        try:
-            raise OSError(28, "No space left on device")
-        finally:
-            run.close = lambda: None
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--run-dir={tmp_path}/run"])
     with pytest.raises(SystemExit) as exit:
         launch(main, grpo.Args)
+    Run.open.close()
     line = command_line("--resume", tmp_path / "run")
     assert exit.value.code == f"error: [Errno 28] No space left on device; go on with: {line}"
 
