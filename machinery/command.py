@@ -82,7 +82,7 @@ def stoppable():
     try:
         yield
     except KeyboardInterrupt as stopped:
-        (number,) = stopped.args
+        number = stopped.args[0] if stopped.args else signal.SIGINT  # some library's own
         print(f"\nstopped by {signal.Signals(number).name}, what is done is kept; "
               f"go on with: {command_line(*sys.argv[1:])}")
         sys.exit(128 + number)

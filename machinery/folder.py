@@ -61,4 +61,7 @@ def is_finished(folder: Path, steps: int) -> bool:
     done = steps_done(folder)
     if steps < done:
         raise UserError(f"--steps {steps}: {folder} has done {done} already; give more, or start a new run")
-    return steps == done and (folder / "curves.png").exists()  # which is drawn last
+    left = {"final", "curves.png"}  # which is drawn last
+    if (folder / "eval_base.json").exists():
+        left.add("eval_trained.json")
+    return steps == done and all((folder / name).exists() for name in left)

@@ -120,7 +120,7 @@ def check_ranges(args, greedy: bool = False) -> None:
 class Run:
     """A run's folder and all that is written there; its time: steps, seconds, signals. Ranks share it."""
 
-    open: ClassVar["Run | None"] = None  # the one of this process
+    current: ClassVar["Run | None"] = None  # the one of this process
 
     def __init__(self, args, script: str):
         self.args, self.script = args, Path(script).stem
@@ -135,7 +135,7 @@ class Run:
         self.tracker = Tracker("" if rank() else args.track, folder, asdict(args))
         write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
         self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
-        Run.open = self
+        Run.current = self
         print(self.folder)
         torch.manual_seed(args.seed)
         signals = signal.SIGINT, signal.SIGTERM
@@ -211,7 +211,7 @@ class Run:
             signal.signal(number, handler)
         self.tracker.close()
         release(self.folder)
-        Run.open = None
+        Run.current = None
 
 
 def gap_warning(metrics: dict, tis_cap: float) -> str:
@@ -252,8 +252,8 @@ def start(main, Args) -> None:
     try:
         main(args)
     except Exception as error:
-        if Run.open and Run.open.metrics and "--resume" not in str(error):
-            error.add_note(f"go on with: {resume_line(Run.open.folder)}")
+        if Run.current and Run.current.metrics and "--resume" not in str(error):
+            error.add_note(f"go on with: {resume_line(Run.current.folder)}")
         raise
 
 

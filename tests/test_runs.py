@@ -338,10 +338,14 @@ def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, 
     more = command_line("--resume", copy, "--steps", "N")
     assert capsys.readouterr().out == f"nothing to do: {copy} has its 1 steps; more with: {more}\n"
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == before
+    (copy / "eval_trained.json").unlink()  # what is missing is made again
+    seen = []
+    launch(seen.append, grpo.Args)
+    assert seen[0].resume == str(copy)
     # More steps: until they are done the run is not.
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=2"])
     launch(lambda args: next(Run(args, "grpo.py").steps()), grpo.Args)
-    Run.open.close()
+    Run.current.close()
     assert not (copy / "curves.png").exists()
     assert json.loads((copy / "args.json").read_text())["steps"] == 2
 
@@ -384,7 +388,7 @@ def test_whatever_ends_a_run_that_has_begun_the_last_line_says_how_to_go_on(tmp_
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--run-dir={tmp_path}/run"])
     with pytest.raises(SystemExit) as exit:
         launch(main, grpo.Args)
-    Run.open.close()
+    Run.current.close()
     line = command_line("--resume", tmp_path / "run")
     assert exit.value.code == f"error: [Errno 28] No space left on device; go on with: {line}"
 
