@@ -23,7 +23,8 @@ import jinja2
 import numpy as np
 
 from machinery import reading, tasks
-from machinery.reading import FILE_TYPES, BadRow, UserError, last_box, read_file, solution_hint, text_of
+from machinery.command import UserError, run_command
+from machinery.reading import FILE_TYPES, BadRow, last_box, read_file, solution_hint, text_of
 
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
 
@@ -494,7 +495,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # OSError: no such --model
-        sys.exit("error: " + " ".join(str(error).split("\n")[:2]))
+    run_command(main)

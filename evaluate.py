@@ -1,6 +1,7 @@
 """pass@k, what a step sampled, and the comparison of two models.
 
     python evaluate.py --model M --data D --n 64 --out r.json           # n samples a problem -> (n, c)
+    (stopped at any moment, the same command goes on where it was)
     python evaluate.py --compare base.json trained.json --plot out.png  # pass@k curves, what changed, where
 
 Every number that the scripts and the documentation show is computed from such result files.
@@ -24,8 +25,10 @@ from tqdm import tqdm
 
 import data
 from data import TEMPLATES, UserError
+from machinery.command import check_writable, resume_line, run_command, stoppable
+from machinery.kept import Kept, files_of
 from machinery.models import check_sampler
-from machinery.ranks import gather, join, rank, share, total
+from machinery.ranks import gather, join, rank, share, total, world
 from machinery.run import check_ranges, write_json
 from machinery.sampler import Sampler
 from verify import WHY, Verifier, check_golds
@@ -53,31 +56,43 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
 
 
 def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top_p=1.0, top_k=0,
-             hinted=False) -> dict:
+             hinted=False, kept: Kept | None = None) -> dict:
     """Sample and score: {"problems": [{id, n, c, c_half, mean_length}], "verdicts": {why: count}, ..}.
 
     `prompts` are data.Prompts; c of the n samples are right, c_half of the first n // 2. Verification of a
-    chunk of problems follows its sampling. Ranks share the work.
+    chunk of problems follows its sampling. Ranks share the work. The chunks of `kept` are not made again.
     """
+    kept = kept or Kept()
     rows, verdicts, mine = [], Counter(dict.fromkeys(WHY, 0)), share(prompts)
-    chunk = max(1, 4096 // n)
-    quiet = len(mine) <= chunk or rank() > 0
-    for start in tqdm(range(0, len(mine), chunk), "evaluate", leave=False, disable=quiet):
-        part = mine[start : start + chunk]
-        contexts = [prompt.hinted if hinted else prompt.plain for prompt in part]
-        stream = (seed, start, 0, 2)  # random numbers that no rollout uses
-        groups = sampler.generate(contexts, n, temperature, max_tokens, stream, top_p, top_k)
-        scored = verifier.score_groups(groups, [prompt.problem for prompt in part])
-        for prompt, samples, group in zip(part, groups, scored):
-            verdicts.update(verdict.why for verdict in group)
-            right = [verdict.correct for verdict in group]
-            length = round(sum(len(sample.ids) for sample in samples) / n, 2)
-            rows.append({"id": prompt.problem.id, "n": n, "c": sum(right), "c_half": sum(right[: n // 2]),
-                         "mean_length": length})
+    chunk, most = max(1, 4096 // n), math.ceil(len(prompts) / world())
+    starts = range(0, most, chunk)  # as many on every rank: those of one engine sample together
+    bar = tqdm(starts, "evaluate", leave=False, disable=len(starts) == 1 or rank() > 0)
+    for i, start in enumerate(bar):
+        if i == len(kept.chunks):
+            part = mine[start : start + chunk]
+            contexts = [prompt.hinted if hinted else prompt.plain for prompt in part]
+            stream = (seed, start, 0, 2)  # random numbers that no rollout uses, and no other chunk
+            groups = sampler.generate(contexts, n, temperature, max_tokens, stream, top_p, top_k)
+            scored = verifier.score_groups(groups, [prompt.problem for prompt in part])
+            kept.add(chunk_result(part, groups, scored))
+        rows += kept.chunks[i]["problems"]
+        verdicts.update(kept.chunks[i]["verdicts"])
     sampling = {"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
                 "seed": seed}
     return {"sampling": sampling, "verdicts": total(verdicts), "versions": versions(),
             "problems": gather(rows)}
+
+
+def chunk_result(prompts, groups, scored) -> dict:
+    """The counts of some prompts, of the groups of their samples and of those samples' verdicts."""
+    rows, verdicts = [], Counter()
+    for prompt, samples, group in zip(prompts, groups, scored):
+        verdicts.update(verdict.why for verdict in group)
+        right, n = [verdict.correct for verdict in group], len(group)
+        length = round(sum(len(sample.ids) for sample in samples) / n, 2)
+        rows.append({"id": prompt.problem.id, "n": n, "c": sum(right), "c_half": sum(right[: n // 2]),
+                     "mean_length": length})
+    return {"problems": rows, "verdicts": verdicts}
 
 
 class HeldOut:
@@ -94,7 +109,7 @@ class HeldOut:
             self.prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
                                                 args.max_response, sampler.positions)
             self.about = {"model": args.model, "data": self.name, "split": args.eval_split,
-                          "template": template, **counted}
+                          "template": template, "verifier": args.verifier, **counted}
 
     def measure(self, n: int) -> dict:
         """A result of `n` samples a problem, as of `evaluate`."""
@@ -202,23 +217,44 @@ def decompose(base: dict, trained: dict) -> dict:
     }
 
 
+def differences(base: dict, trained: dict) -> list[tuple]:
+    """(setting, of base, of trained) where two results were not made alike and both say how.
+
+    Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
+    """
+    found = []
+    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "model"}:
+        a, b = base[key], trained[key]
+        if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
+            for name in (a.keys() | b.keys()) - {"seed"}:
+                found.append((name, a.get(name), b.get(name)))
+        else:
+            found.append((key, a, b))
+    return sorted(((key, a, b) for key, a, b in found if a != b), key=lambda row: row[0])
+
+
 def comparison(base: dict, trained: dict) -> str:
-    """The table that a training run ends with."""
+    """The table that a training run ends with, after a warning for each way in which the two differ."""
     split = decompose(base, trained)
-    lines = [f"{'':>10}{'base':>24}{'trained':>24}"]
-    for key in ("temperature", "top_p", "top_k", "max_tokens"):
-        if (a := base.get("sampling", {}).get(key)) != (b := trained.get("sampling", {}).get(key)):
-            lines.insert(0, f"warning: sampled with different {key}, {a} and {b}: training is not all")
+    lines = []
+    for key, a, b in differences(base, trained):
+        lines.append(f"warning: made with different {key}, {a} and {b}: training is not all")
+    lines.append(f"{'':>10}{'base':>24}{'trained':>24}")
     for (k, *b), (_, *t) in zip(curve(base), curve(trained)):
         cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]".rjust(24) for mean, low, high in (b, t)]
         lines.append(f"{f'pass@{k}':>10}" + "".join(cells))
+    lines += ["", f"change of pass@1: {split['change']:+.3f}"]
+    (n0, _), (n1, _) = counts(base), counts(trained)
+    if (n0 == n1).all():
+        lines += [
+            f"  self-distillation {split['self_distillation']:+.3f}  ({split['base_solved']} problems that "
+            "the base solved)",
+            f"  capability gain   {split['capability_gain']:+.3f}  ({split['base_unsolved']} that it never "
+            f"solved, of them {split['base_unsolved_now_solved']} solved now)",
+        ]
+    else:
+        lines.append("  no split into solved and never solved problems: more samples solve more of them")
     lines += [
-        "",
-        f"change of pass@1: {split['change']:+.3f}",
-        f"  self-distillation {split['self_distillation']:+.3f}  ({split['base_solved']} problems that "
-        "the base solved)",
-        f"  capability gain   {split['capability_gain']:+.3f}  ({split['base_unsolved']} that it never "
-        f"solved, of them {split['base_unsolved_now_solved']} solved now)",
         "pass@1 by how often the base solves a problem (sorted by half of samples, measured on the other):",
         *(f"  {label:<11} {m:>5} problems   {b:.3f} -> {a:.3f}" for label, m, b, a in split["by_base"]),
     ]
@@ -254,7 +290,10 @@ def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
         left.set(xlabel="step", title="training")
         left.legend()
     fig.tight_layout()
-    fig.savefig(path, dpi=150)
+    try:
+        fig.savefig(path, dpi=150)
+    except ValueError as error:  # no such format
+        raise UserError(f"{path}: {error}") from None
     plt.close(fig)
 
 
@@ -270,7 +309,8 @@ def report(run: Path) -> str:
         plot(results, run / "curves.png", metrics)
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
-    return f"{table}done: the trained model is {run}/final; more steps with --resume {run} --steps N"
+    more = resume_line(run, "--steps", "N")
+    return f"{table}done: the trained model is {run}/final; more steps with: {more}"
 
 
 def read_result(path) -> dict:
@@ -278,7 +318,10 @@ def read_result(path) -> dict:
         raise UserError(f"no such file: {path}")
     try:
         result = json.loads(Path(path).read_text())
-        assert result["problems"]
+        assert result["problems"], "no problems"
+        for row in result["problems"]:
+            whole = 0 <= row["c_half"] <= row["c"] <= row["n"] and row["n"] >= 1
+            assert whole and row["id"], f"the row {row}"
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is no result file of evaluate.py ({what})") from None
@@ -313,21 +356,33 @@ class Args:
     plot: str = ""  # picture to write, with --compare
 
 
+def check_args(args: Args) -> None:
+    """Raises UserError for what would fail, or would be without effect, before anything is loaded."""
+    check_ranges(args, greedy=True)
+    if args.compare and (args.model or args.out):
+        raise UserError("--compare reads two result files: leave --model and --out out")
+    if not args.compare and not (args.model and args.out):
+        raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
+    if args.plot and not args.compare:
+        raise UserError("--plot draws a comparison: give it with --compare BASE TRAINED")
+    for option, name in (("--out", args.out), ("--plot", args.plot)):
+        if name:
+            check_writable(option, Path(name))
+
+
 def main(args: Args) -> None:
+    check_args(args)
     if args.compare:
         base, trained = map(read_result, args.compare)
         print(comparison(base, trained))
         if args.plot:
             plot({"base": base, "trained": trained}, args.plot)
         return
-    check_ranges(args, greedy=True)
     device = join(args.device)
-    if not (args.model and args.out):
-        raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
-    if not Path(args.out).resolve().parent.is_dir():
-        raise UserError(f"--out {args.out}: the folder does not exist")
+    verifier = Verifier(args.workers, custom=args.verifier or None)
     template = data.pick_template(args.template, args.data)
     problems = data.load(args.data, args.split, args.limit or None, own_verifier=bool(args.verifier))
+    problems = check_golds(problems, verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, use="sampled from")
     check_sampler(sampler)
@@ -342,14 +397,18 @@ def main(args: Args) -> None:
     if max_tokens < 4096 and not args.max_tokens and rank() == 0:
         left = f"what the model's {sampler.positions} positions leave beside a prompt of {longest}"
         print(f"--max-tokens {max_tokens}: {left}", file=sys.stderr)
-    with Verifier(args.workers, custom=args.verifier or None) as verifier:
-        sound = {problem.id for problem in check_golds([prompt.problem for prompt in prompts], verifier)}
-        prompts = [prompt for prompt in prompts if prompt.problem.id in sound]
-        result = evaluate(sampler, verifier, prompts, args.n, args.temperature, max_tokens, args.seed,
-                          args.top_p, args.top_k, args.hinted)
     about = {"model": args.model, "data": args.data, "split": args.split, "template": template,
-             "hinted": args.hinted}
-    write_json(args.out, {**about, **counted, **result})
+             "hinted": args.hinted, "verifier": args.verifier, **counted}
+    sampling = {"n": args.n, "temperature": args.temperature, "max_tokens": max_tokens, "seed": args.seed,
+                "top_p": args.top_p, "top_k": args.top_k, "hinted": args.hinted}
+    settings = {**about, **sampling, **versions(), "device": device, "processes": world(),
+                "prompts": data.fingerprint(prompts), "files": files_of(args.model)}
+    kept = Kept(Path(f"{args.out}.unfinished{rank() or ''}"), settings)
+    with verifier, stoppable():
+        result = evaluate(sampler, verifier, prompts, **sampling, kept=kept)
+    write_json(args.out, {**about, **result})
+    gather([])  # it is written
+    kept.remove()
     for k, mean, low, high in curve(result):
         print(f"pass@{k:<4} {mean:.3f}   95 % band [{low:.3f}, {high:.3f}]")
     print(f"verdicts {result['verdicts']}; {len(prompts)} problems x {args.n} samples written to {args.out}")
@@ -358,7 +417,4 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     import tyro
 
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (UserError, OSError) as error:
-        sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
+    run_command(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from data import Problem, UserError, last_box, load, read_file
 from machinery.answers import math_equal, quick_equal
+from machinery.command import run_command
 from machinery.reading import answer_of
 from machinery.sandbox import CODE_SECONDS, Stopped, code_why, last_program, report_sandbox
 from machinery.tasks import COUNTDOWN_MAX
@@ -441,10 +442,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        if sys.argv[1:2] == ["--worker"]:
-            work()
-        else:
-            main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(work if sys.argv[1:2] == ["--worker"] else main)

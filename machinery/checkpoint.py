@@ -5,6 +5,7 @@ runs/<run>/checkpoint/step-000012/ is written by all ranks, a shard each, and re
 
 import json
 import os
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -24,6 +25,12 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")
 def checkpoints(run: Path) -> list[Path]:
     """The whole ones, oldest first: step-000012.part is one whose writing was cut off."""
     return sorted(path for path in (run / "checkpoint").glob("step-*") if path.is_dir() and not path.suffix)
+
+
+def steps_done(run: Path) -> int:
+    """The steps of the newest checkpoint; 0 without one."""
+    whole = checkpoints(run)
+    return int(whole[-1].name.removeprefix("step-")) if whole else 0
 
 
 def tensors(parts: dict, saved=()) -> dict:
@@ -69,7 +76,8 @@ def save_checkpoint(run: Path, step: int, parts: dict, keep: int) -> None:
         failures = error.failures.values() if isinstance(error, dcp.api.CheckpointException) else [(error,)]
         why = "; ".join(dict.fromkeys(str(failure[0]).split("\n")[0] for failure in failures))
         shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"cannot write {path} ({why}): make room, then go on with --resume {run}") from error
+        again = f"--resume {shlex.quote(str(run))}"
+        raise UserError(f"cannot write {path} ({why}): make room, then go on with {again}") from error
     if rank() == 0:
         os.replace(part, path)
         for old in checkpoints(run)[:-keep]:
@@ -84,13 +92,12 @@ def load_checkpoint(run: Path, parts: dict) -> int:
 
     Log lines of later steps are removed. Any number of ranks reads what any number has written.
     """
-    newest, step = max(checkpoints(run), default=None), 0
+    newest, step = max(checkpoints(run), default=None), steps_done(run)
     if not newest and any((run / "checkpoint").glob("*.pt")):
         raise UserError(
             f"--resume {run}: its checkpoints are of an earlier version of CleanRLVR; go on with that one"
         )
     if newest:
-        step = int(newest.name.removeprefix("step-"))
         saved = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
         state = tensors(parts, saved)
         dcp.load(state, checkpoint_id=newest, no_dist=world() == 1)
@@ -123,8 +130,7 @@ def save_model(model: torch.nn.Module, tokenizer, dtype: torch.dtype, path: Path
         tokenizer.save_pretrained(part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"cannot write {path} ({error}): make room, then go on with --resume {path.parent}"
-        ) from error
+        again = f"--resume {shlex.quote(str(path.parent))}"
+        raise UserError(f"cannot write {path} ({error}): make room, then go on with {again}") from error
     shutil.rmtree(path, ignore_errors=True)  # of a run that was finished before and got more steps
     part.replace(path)

@@ -8,7 +8,6 @@ Train on them with --data hinted.jsonl. A run that was stopped goes on when it i
 
 import json
 import os
-import sys
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from data import EMBEDDED_MODEL, Problem, UserError, chat_text, load
+from machinery.command import run_command
 from machinery.reading import holds_answer, solution_hint
 
 GUIDANCE = """\
@@ -160,7 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:  # OSError: no such --model
-        sys.exit("error: " + " ".join(str(error).split("\n")[:2]))
+    run_command(main)

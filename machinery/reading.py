@@ -1,6 +1,6 @@
 """Reading: a file's rows, a column's text, a chat's question, a solution's box and its first half as a hint.
 
-Knows no data set's columns: data.py makes problems of the rows. Imports nothing of ours.
+Knows no data set's columns: data.py makes problems of the rows.
 """
 
 import ast
@@ -16,9 +16,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-
-class UserError(ValueError):
-    """Something the user can mend: a script prints the message as one line and exits with code 1."""
+from machinery.command import UserError
 
 
 class BadRow(UserError):

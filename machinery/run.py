@@ -7,15 +7,13 @@ checkpoint/, final/, eval_base.json, eval_trained.json and curves.png.
 import argparse
 import json
 import os
-import shlex
 import signal
 import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import transformers
@@ -23,7 +21,10 @@ from tqdm import tqdm
 
 from data import EMBEDDED_MODEL, TEMPLATES, UserError, fingerprint
 from machinery.checkpoint import load_checkpoint, save_checkpoint
+from machinery.command import resume_line, run_command
+from machinery.folder import claim, is_finished, release
 from machinery.ranks import gather, rank, total, world
+from machinery.track import Tracker
 
 WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against float32 makes a few 1e-4
 
@@ -109,12 +110,17 @@ def check_ranges(args, greedy: bool = False) -> None:
     if getattr(args, "guide_ratio", "") == "sequence" and args.tis_cap:
         raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single "
                         "tokens: leave one out")
+    if 0 < getattr(args, "critic_warmup", 0) >= args.steps:
+        raise UserError(f"--steps {args.steps}: the critic learns alone in the first {args.critic_warmup} "
+                        "(--critic-warmup), so no step would train the policy: give more, or warm up shorter")
 
 
 # ---- the run -----------------------------------------------------------------------------------------------
 
 class Run:
     """A run's folder and all that is written there; its time: steps, seconds, signals. Ranks share it."""
+
+    current: ClassVar["Run | None"] = None  # the one of this process
 
     def __init__(self, args, script: str, prompts=()):
         self.args, self.script = args, Path(script).stem
@@ -123,23 +129,14 @@ class Run:
         self.metrics: dict = {}  # of the last step
         given = args.resume or args.run_dir
         folder = Path(given or Path("runs") / self.name())
+        task = {key: getattr(args, key) for key in TaskArgs.__dataclass_fields__}
         if rank() == 0:
-            if (folder / "args.json").exists() and not args.resume:
-                raise UserError(
-                    f"{folder} holds a run already: use --resume {folder}, or give another --run-dir"
-                )
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
-                (folder / "metrics.jsonl").touch()
-                (folder / "rollouts.jsonl").touch()
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to {folder} ({error.strerror}): give another --run-dir"
-                ) from None
+            claim(folder, task, resumed=bool(args.resume))
+        check_data(folder, prompts, resumed=bool(args.resume))
+        self.tracker = Tracker("" if rank() else args.track, folder, asdict(args))
+        write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
         self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
-        check_data(self.folder, prompts, resumed=bool(args.resume))
-        self.write_elsewhere = trackers(args, self.folder)
+        Run.current = self
         print(self.folder)
         torch.manual_seed(args.seed)
         signals = signal.SIGINT, signal.SIGTERM
@@ -160,6 +157,8 @@ class Run:
         After SIGINT or SIGTERM the step in progress is finished and saved, and the script ends.
         """
         start = load_checkpoint(self.folder, parts) if self.args.resume else 0
+        if start < self.args.steps and rank() == 0:
+            (self.folder / "curves.png").unlink(missing_ok=True)  # a run that has it is finished
         bar = tqdm(range(start, self.args.steps), self.script, initial=start, total=self.args.steps,
                    dynamic_ncols=True, disable=rank() > 0)
         warned = False
@@ -175,7 +174,9 @@ class Run:
             if stop or (self.args.save_every and (step + 1) % self.args.save_every == 0):
                 save_checkpoint(self.folder, step + 1, parts, self.args.keep)
             if stop:
-                print(f"\nstopped by {signal.Signals(stop).name} after step {step + 1}; {go_on(self.folder)}")
+                self.tracker.close()
+                name = signal.Signals(stop).name
+                print(f"\nstopped by {name} after step {step + 1}; go on with: {resume_line(self.folder)}")
                 sys.exit(0 if stop == signal.SIGTERM else 130)
         save_checkpoint(self.folder, max(start, self.args.steps), parts, self.args.keep)
         self.step = None
@@ -187,7 +188,7 @@ class Run:
 
     def _on_signal(self, number, _) -> None:
         if self.step is None:
-            print(f"\nstopped outside of a step, nothing is lost; {go_on(self.folder)}")
+            print(f"\nstopped outside of a step, nothing is lost; go on with: {resume_line(self.folder)}")
             sys.exit(143 if number == signal.SIGTERM else 130)
         if not self.stop and rank() == 0:  # print() may be at work already
             again = b"; once more ends at once" if world() == 1 else b""
@@ -209,12 +210,15 @@ class Run:
             for group in groups[:2]:
                 for row in group[:: max(1, len(group) - 1)]:
                     file.write(json.dumps({"step": self.step + 1, **row.shown(tokenizer)}) + "\n")
-        self.write_elsewhere(self.metrics)
+        self.tracker.log(self.metrics)
 
     def close(self) -> None:
-        """Signals are again what they were before."""
+        """Signals are again what they were before, and the folder is free."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        self.tracker.close()
+        release(self.folder)
+        Run.current = None
 
 
 def check_data(folder: Path, prompts: list, resumed: bool) -> None:
@@ -229,28 +233,6 @@ def check_data(folder: Path, prompts: list, resumed: bool) -> None:
     write_json(file, now)
 
 
-def trackers(args, folder: Path):
-    """write(metrics) of what --track names."""
-    if rank() or not args.track:
-        return lambda metrics: None
-    if not find_spec(args.track):
-        raise UserError(f"--track {args.track}: pip install {args.track}, or leave it out")
-    if args.track == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder))
-
-        def write(metrics):
-            for key, value in metrics.items():
-                writer.add_scalar(key, value, metrics["step"])
-            writer.flush()
-
-        return write
-    module = __import__(args.track)  # wandb and trackio have one interface
-    module.init(project="cleanrlvr", name=folder.name, config=asdict(args))
-    return lambda metrics: module.log(metrics, step=metrics["step"])
-
-
 def gap_warning(metrics: dict, tis_cap: float) -> str:
     mean, k3 = metrics["engine/gap_mean"], metrics["engine/k3"]
     apart = f"{mean:.2g} nats a token apart (engine/k3 {k3:.2g} > {WIDE_GAP})"
@@ -260,42 +242,38 @@ def gap_warning(metrics: dict, tis_cap: float) -> str:
             "is the cause")
 
 
-def go_on(folder: Path) -> str:
-    """How to go on with a run that was stopped: a line that can be pasted into a shell."""
-    starter = ["python"]
-    if world() > 1:
-        processes = int(os.environ["LOCAL_WORLD_SIZE"])
-        machines = ["--nnodes", str(world() // processes), "--rdzv-endpoint", "HOST:PORT"]
-        starter = ["torchrun", *machines] if world() > processes else ["torchrun"]
-        starter += ["--nproc-per-node", str(processes), "--shutdown-timeout", "3600", "--"]
-    return "go on with: " + shlex.join([*starter, sys.argv[0], "--resume", str(folder)])
-
-
 # ---- the command line --------------------------------------------------------------------------------------
 
 def launch(main, Args) -> None:
-    """Runs `main(args)`; what the user can mend is one line on standard error and exit code 1."""
+    """Runs `main(args)` with the args of the command line, which go on from those of the run to resume."""
+    transformers.utils.logging.disable_progress_bar()
+    run_command(lambda: start(main, Args))
+
+
+def start(main, Args) -> None:
     import tyro
 
-    transformers.utils.logging.disable_progress_bar()
+    saved = resumed_args(Args)
+    args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
+    changed = []
+    for key, value in saved.items():
+        if key not in MachineArgs.__dataclass_fields__ and getattr(args, key) != value:
+            changed.append(f"--{key.replace('_', '-')} was {value!r}")
+    if changed:
+        raise UserError(
+            f"a resumed run keeps its args: {', '.join(changed)}; leave them out, or start a new run"
+        )
+    if saved and is_finished(Path(args.resume), args.steps):
+        if not rank():
+            more = resume_line(Path(args.resume), "--steps", "N")
+            print(f"nothing to do: {args.resume} has its {args.steps} steps; more with: {more}")
+        return
     try:
-        saved = resumed_args(Args)
-        args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
-        changed = []
-        for key, value in saved.items():
-            if key not in MachineArgs.__dataclass_fields__ and getattr(args, key) != value:
-                changed.append(f"--{key.replace('_', '-')} was {value!r}")
-        if changed:
-            raise UserError(
-                f"a resumed run keeps its args: {', '.join(changed)}; leave them out, or start a new run"
-            )
         main(args)
-    except (UserError, OSError) as error:  # OSError: a missing model, a full disk, a read-only folder
-        if rank():  # most often rank 0 says the same, and torchrun ends this process meanwhile
-            time.sleep(5)
-        sys.exit("error: " + " ".join(str(error).split("\n")[:3]))
-    except KeyboardInterrupt:
-        sys.exit(130)  # before the run has a folder
+    except Exception as error:
+        if Run.current and Run.current.metrics and "--resume" not in str(error):
+            error.add_note(f"go on with: {resume_line(Run.current.folder)}")
+        raise
 
 
 def resumed_args(Args) -> dict:

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import random
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +14,13 @@ from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import Args, comparison, curve, decompose, evaluate, main, pass_at_k, plot
+from evaluate import Args, comparison, curve, decompose, differences, evaluate, main, pass_at_k, plot
 from grpo import pad, token_logprobs
+from machinery.command import command_line, stoppable
+from machinery.kept import Kept, files_of
 from machinery.sampler import Sample, Sampler, sampling_logprobs
 from tests.started import start
-from verify import Verifier
+from verify import RIGHT, WRONG, Verifier
 
 MODEL = "assets/countdown"
 
@@ -247,6 +252,135 @@ class FixedSampler:
         return [[Sample([1], [0.0], True, "1")] * n for _ in prompts]
 
 
+# ---- an evaluation that is stopped -------------------------------------------------------------------------
+
+class Fake:
+    """A sampler and a verifier in one, whose samples depend on what the real ones' depend on."""
+
+    def __init__(self, calls=math.inf):
+        self.left, self.seeds = calls, []
+
+    def generate(self, prompts, n, temperature, max_tokens, seed, top_p, top_k):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.seeds.append(seed)
+        rng = random.Random(str((seed, prompts)))
+        return [[Sample([0] * rng.randint(1, 9), [], True) for _ in range(n)] for _ in prompts]
+
+    def score_groups(self, groups, problems):
+        return [[RIGHT if len(sample.ids) < 3 else WRONG for sample in group] for group in groups]
+
+
+def fake_evaluation(fake, path=None, **settings):
+    prompts = [data.Prompt(data.Problem(f"é{i}", "", ""), [i], None) for i in range(7)]
+    return evaluate(fake, fake, prompts, 2048, 1.0, 16, kept=path and Kept(path, settings))
+
+
+@pytest.mark.parametrize("done, torn", [(0, 0), (1, 0), (2, 9), (4, 1)])  # of 4 chunks; bytes at the end
+def test_a_stopped_evaluation_goes_on_where_it_was(done, torn, tmp_path):
+    whole, fake = fake_evaluation(Fake()), Fake()
+    file = tmp_path / "r.json.unfinished"
+    if done < 4:
+        with pytest.raises(KeyboardInterrupt):
+            fake_evaluation(Fake(calls=done), file, n=2048)
+    else:
+        fake_evaluation(Fake(), file, n=2048)  # killed before the result was written
+    assert len(file.read_text().splitlines()) == 1 + done
+    with open(file, "ab") as end:
+        end.truncate(end.tell() - torn)
+    with pytest.raises(UserError, match="another n: give another --out, or remove it"):
+        fake_evaluation(fake, file, n=1)
+    assert json.dumps(fake_evaluation(fake, file, n=2048)) == json.dumps(whole)
+    assert len(fake.seeds) == 4 - done + (torn > 0)  # nothing twice
+    assert len(file.read_text().splitlines()) == 5
+
+
+def test_what_is_evaluated_has_a_fingerprint(tmp_path, tokenizer):
+    prompts, _ = data.encode(data.load("countdown", "test", limit=3), tokenizer, "countdown", 64)
+    assert data.fingerprint(prompts) == data.fingerprint(list(prompts)) != data.fingerprint(prompts[:2])
+    (tmp_path / "weights").write_text("1")
+    before = files_of(str(tmp_path))
+    (tmp_path / "weights").write_text("12")
+    assert files_of(str(tmp_path)) != before and files_of("a/hub-id") == {}
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_evaluation_in_a_line_to_go_on(number, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--out", "my results.json"])
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit, match=str(code)), stoppable():
+        signal.raise_signal(number)
+    line = f"stopped by {number.name}, what is done is kept; go on with: {command_line(*sys.argv[1:])}"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert signal.getsignal(number) is before
+
+
+BOTH = {"compare": ("{tmp}/good.json", "{tmp}/good.json"), "model": "", "out": ""}
+
+
+@pytest.mark.draws
+@pytest.mark.parametrize("args, message", [
+    ({"n": 0}, "--n 0: it has to be 1 or more"),
+    ({"limit": -1}, "--limit -1: it has to be 0 or more"),
+    ({"temperature": -1.0}, "--temperature -1.0: it has to be 0 or more"),
+    ({"temperature": math.nan}, "--temperature nan"),
+    ({"top_p": 0.0}, "--top-p 0.0: it has to be above 0 and at most 1"),
+    ({"top_p": 1.5}, "--top-p 1.5: it has to be above 0 and at most 1"),
+    ({"top_k": -1}, "--top-k -1: it has to be 0 or more"),
+    ({"max_tokens": -1}, "--max-tokens -1: it has to be 0 or more"),
+    ({"workers": 0}, "--workers 0: it has to be 1 or more"),
+    ({"out": ""}, "give --model and --out to evaluate, or --compare BASE TRAINED"),
+    ({"out": "{tmp}"}, "cannot be written: it is a folder"),
+    ({"out": "{tmp}/file/r.json"}, "cannot be written: "),
+    ({"plot": "p.png"}, "--plot draws a comparison: give it with --compare"),
+    ({"compare": ("a", "b")}, "leave --model and --out out"),
+    ({**BOTH, "compare": ("{tmp}/none.json", "{tmp}/good.json")}, "no such file: "),
+    ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/file")}, "is no result file of evaluate.py"),
+    ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/other.json")}, "(KeyError: 'c_half')"),
+    ({**BOTH, "plot": "{tmp}/file/p.png"}, "--plot {tmp}/file/p.png cannot be written: "),
+    ({**BOTH, "plot": "{tmp}/p.xyz"}, "{tmp}/p.xyz: Format 'xyz' is not supported"),
+])
+def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no JSON")
+    (tmp_path / "good.json").write_text(json.dumps(result([1])))
+    (tmp_path / "other.json").write_text('{"problems": [{"id": "0", "n": 4, "c": 1}]}')
+    for key, value in args.items():
+        if isinstance(value, tuple):
+            args = {**args, key: tuple(name.format(tmp=tmp_path) for name in value)}
+        elif isinstance(value, str):
+            args = {**args, key: value.format(tmp=tmp_path)}
+    monkeypatch.setattr(data, "load", None)
+    with pytest.raises(UserError) as error:
+        main(Args(**{"model": MODEL, "out": f"{tmp_path}/r.json", **args}))
+    assert message.format(tmp=tmp_path) in str(error.value)
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_comparison_warns_of_all_that_differs_but_model_and_seed():
+    made = {"model": "a", "data": "d", "split": "test", "hinted": False, "too_long": 0,
+            "verdicts": {"right": 5}, "sampling": {"n": 4, "temperature": 0.6, "seed": 0},
+            "versions": {"torch": "2.11"}}
+    other = {"model": "b", "data": "e", "split": "test", "hinted": True, "too_long": 2,
+             "verdicts": {"right": 9}, "sampling": {"n": 8, "temperature": 0.6, "seed": 1},
+             "versions": {"torch": "2.13", "vllm": "0.32"},
+             "verifier": "mine:f"}  # a file of an earlier version does not tell
+    expected = [("data", "d", "e"), ("hinted", False, True), ("n", 4, 8), ("too_long", 0, 2),
+                ("torch", "2.11", "2.13"), ("vllm", None, "0.32")]
+    assert differences(made, other) == expected
+    said = comparison(result([0, 1]) | made, result([0, 1]) | other)
+    assert said.count("warning: made with different ") == len(expected)
+    assert "warning: made with different vllm, None and 0.32: training is not all" in said
+    assert "warning" not in comparison(result([0, 1]) | made, result([0, 1]) | made)
+
+
+def test_different_numbers_of_samples_do_not_tell_solved_from_never_solved():
+    said = comparison(result([0, 1, 2], n=4), result([1, 2, 4], n=8))
+    assert "pass@4" in said and "pass@8" not in said
+    assert "capability" not in said and "no split into solved and never solved problems" in said
+    assert "capability" in comparison(result([0, 1, 2], n=4), result([1, 2, 4], n=4))
+
+
 @pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*args):
@@ -258,6 +392,7 @@ def test_command_line(tmp_path):
         code, _, err = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
                            "--out", tmp_path / f"{name}.json", *extra)
         assert code == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "hinted.json", "out", "plain.json"]
     plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
     assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
     assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's claim 2

@@ -186,12 +186,19 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
         torch.testing.assert_close(critic.head.weight[0].detach(), moved, atol=1e-6, rtol=1e-3)
 
 
-def test_warm_up_moves_the_critic_alone(tmp_path):
+def test_warm_up_moves_the_critic_alone(tmp_path, monkeypatch):
     ppo = import_module("ppo")
-    args = {**PPO, "critic_lr": 1e-3, "critic_warmup": 2, "steps": 2, "lr": 1e-3}
+    handed, original = [], ppo.weights  # to the sampler: before each step, and at the end
+
+    def recorded(*args):
+        handed.append([tensor.clone() for _, tensor in original(*args)])
+        return original(*args)
+
+    monkeypatch.setattr(ppo, "weights", recorded)
+    args = {**PPO, "critic_lr": 1e-3, "critic_warmup": 2, "steps": 3, "lr": 1e-3}
     run = ppo.main(ppo.Args(**args, run_dir=str(tmp_path / "run")))
-    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (MODEL, run / "final"))
-    same = [torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters())]
-    first, second = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    assert all(same) and second["train/updates"] == 0
+    first, second, third = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    moved = [any(not torch.equal(a, b) for a, b in zip(handed[0], weights)) for weights in handed]
+    assert moved == [False, False, False, True]
+    assert second["train/updates"] == 0 and third["train/updates"] == 1
     assert first["critic/value"] == 0 and second["critic/value"] != 0

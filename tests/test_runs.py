@@ -1,16 +1,19 @@
 """Whole runs of every script: what they leave, that a resumed run is the same, what mistakes lead to."""
 
+import fcntl
 import json
 import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,7 +25,9 @@ import verify
 from data import UserError
 from machinery import run as machinery_run
 from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_model, tensors
+from machinery.command import command_line, resume_line, run_command
 from machinery.run import Run, launch
+from machinery.track import Tracker
 from tests.started import start
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
@@ -107,8 +112,26 @@ def test_help_shows_the_header_and_every_comment(tmp_path):
     assert done.exitcode == 0 and "arXiv 2506.13923" in said and "adamw" in said.lower()
 
 
+class Service(ModuleType):
+    """wandb, or trackio, out of order."""
+
+    def __init__(self, name="wandb"):
+        super().__init__(name)
+        self.started, self.tried, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.started.append(options)
+
+    def log(self, metrics, step):
+        self.tried.append(step)
+        raise ConnectionError("the network\nis gone")
+
+    def finish(self):
+        self.finished += 1
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_resumed_run_is_the_same_run(script, tmp_path):
+def test_resumed_run_is_the_same_run(script, tmp_path, monkeypatch, capsys):
     # everything that could be forgotten: several updates a step, a reference model, warm-up, refilled groups
     args = {"mini_batches": 2, "warmup": 4, "eval_every": 3, "keep": 1}
     args |= {"entropy_coef": 0.01} if script == "nsr" else {"beta": 0.01}
@@ -118,7 +141,13 @@ def test_resumed_run_is_the_same_run(script, tmp_path):
     torch.manual_seed(12345)
     with open(half / "metrics.jsonl", "a") as file:  # a line of a step after the checkpoint, and a torn one
         file.write('{"step": 4, "rollout/reward": 9}\n{"step": 5, "rollo')
-    assert_same_run(whole, train(script, resume=str(half), steps=6))
+    wandb = Service()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert_same_run(whole, train(script, resume=str(half), steps=6, track="wandb"))
+    assert wandb.tried == [4, 5, 6] and wandb.finished == 1
+    assert capsys.readouterr().err.count("warning: --track wandb fails (ConnectionError: the network)") == 1
+    saved = json.loads((half / "args.json").read_text())
+    assert (saved["steps"], saved["track"], saved["resume"]) == (6, "wandb", "")
     assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006"]
 
 
@@ -182,7 +211,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     args = {**SMALL, "steps": 5000, "eval_every": 0, "save_every": 0, "run_dir": run_dir}
     process = start(*command("guide_grpo", **args)[1:], out=tmp_path / "out")
@@ -193,8 +222,9 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     process.join(timeout=60)
     assert process.exitcode == code
     steps = len(metrics(run_dir))
+    monkeypatch.setattr(sys, "argv", ["guide_grpo.py"])
     assert (tmp_path / "out").read_text().splitlines()[-1] == (
-        f"stopped by {number.name} after step {steps}; go on with: python guide_grpo.py --resume {run_dir}"
+        f"stopped by {number.name} after step {steps}; go on with: {command_line('--resume', run_dir)}"
     )
     assert (run_dir / f"checkpoint/step-{steps:06d}").exists()
 
@@ -295,6 +325,7 @@ def finished(tmp_path_factory):
         ({"run_dir": "{finished}"}, "holds a run already: use --resume"),
         ({"resume": "{tmp}"}, "give the folder of a run"),
         ({"resume": "{finished}", "lr": 0.5}, "a resumed run keeps its args: --lr was 0.0001"),
+        ({"resume": "{finished}", "steps": 0}, "has done 1 already; give more, or start a new run"),
         ({"resume": "{guided}"}, "is a run of guide_grpo.py, not of grpo.py"),
         ({"model": "no_such_model"}, "--model no_such_model is neither a folder"),
         ({"verifier": "no_such_module:f"}, "--verifier no_such_module:f"),
@@ -311,13 +342,122 @@ def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypa
         args = {**SMALL, "run_dir": tmp_path / "run", **args}
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machinery_run, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "trackio", None)  # not installed
     monkeypatch.setattr(sys, "argv", command("grpo", **args)[1:])
     with pytest.raises(SystemExit) as exit:
         launch(grpo.main, grpo.Args)
     said = exit.value.code
     assert str(said).startswith("error: ") and message in said and "\n" not in said
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # no other run is touched
+
+
+@pytest.mark.parametrize("script", ["ppo", "guide_ppo"])
+@pytest.mark.parametrize("steps, warmup", [(5, 5), (3, 5)])
+def test_steps_that_the_critic_alone_learns_in_are_refused(script, steps, warmup, tmp_path):
+    module = import_module(script)
+    with pytest.raises(UserError, match=rf"--steps {steps}: the critic learns alone in the first {warmup}"):
+        module.main(module.Args(steps=steps, critic_warmup=warmup, run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(finished, tmp_path / "my run")
+    (copy / "curves.png").touch()  # drawn last
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
+    monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}"])
+    launch(grpo.main, grpo.Args)
+    more = command_line("--resume", copy, "--steps", "N")
+    assert capsys.readouterr().out == f"nothing to do: {copy} has its 1 steps; more with: {more}\n"
+    assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == before
+    (copy / "eval_trained.json").unlink()  # what is missing is made again
+    seen = []
+    launch(seen.append, grpo.Args)
+    assert seen[0].resume == str(copy)
+    # More steps: until they are done the run is not.
+    monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=2"])
+    launch(lambda args: next(Run(args, "grpo.py").steps()), grpo.Args)
+    Run.current.close()
+    assert not (copy / "curves.png").exists()
+    assert json.loads((copy / "args.json").read_text())["steps"] == 2
+
+
+def test_a_start_that_failed_is_in_nobodys_way(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    args = {"run_dir": str(folder), "steps": 1}
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    with pytest.raises(UserError, match="--track wandb"):
+        Run(grpo.Args(**args, track="wandb"), "grpo.py")
+    Run(grpo.Args(**args, lr=1.0), "grpo.py")  # and then something went wrong
+    (folder / "eval_base.json").write_text("{}")
+    Run(grpo.Args(**args), "grpo.py").close()
+    assert json.loads((folder / "args.json").read_text())["lr"] == grpo.Args().lr
+    assert (folder / "eval_base.json").exists()  # the same model on the same problems
+    Run(grpo.Args(**args, model="another"), "grpo.py").close()
+    assert not (folder / "eval_base.json").exists()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="holds a run already: use --resume"):
+        Run(grpo.Args(**args), "grpo.py")
+
+
+@pytest.mark.parametrize("how", ["run_dir", "resume"])
+def test_two_processes_do_not_train_in_one_folder(how, tmp_path):
+    args = grpo.Args(**{how: str(tmp_path)})
+    theirs = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(theirs, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="is in use: another process trains there"):
+        Run(args, "grpo.py")
+    os.close(theirs)
+    Run(args, "grpo.py").close()
+
+
+def test_whatever_ends_a_run_that_has_begun_the_last_line_says_how_to_go_on(tmp_path, monkeypatch):
+    def main(args):
+        run = Run(args, "grpo.py")
+        run.metrics = {"step": 1}
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["grpo.py", f"--run-dir={tmp_path}/run"])
+    with pytest.raises(SystemExit) as exit:
+        launch(main, grpo.Args)
+    Run.current.close()
+    line = command_line("--resume", tmp_path / "run")
+    assert exit.value.code == f"error: [Errno 28] No space left on device; go on with: {line}"
+
+
+# ---- trackers ----------------------------------------------------------------------------------------------
+
+def test_a_resumed_run_is_one_run_for_the_tracker(tmp_path, monkeypatch):
+    services = {name: Service(name) for name in ("wandb", "trackio")}
+    for name, service in services.items():
+        monkeypatch.setitem(sys.modules, name, service)
+        for folder in ("a", "a", "b"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Tracker(name, tmp_path / folder, {"steps": 2}).close()
+    first, again, other = services["wandb"].started
+    assert first == again and first["id"] != other["id"]
+    assert first["resume"] == "allow" and first["name"] == "a" and first["config"] == {"steps": 2}
+    names = [options["name"] for options in services["trackio"].started]  # which knows a run by its name
+    assert names[0] == names[1] == f"a-{first['id']}" and "id" not in services["trackio"].started[0]
+
+
+@pytest.mark.parametrize("track", ["wandb", "trackio", "tensorboard"])
+def test_old_logs_are_not_taken_for_the_tracker(track, tmp_path, monkeypatch):
+    (tmp_path / track / "run-1").mkdir(parents=True)  # Python takes any folder for a package
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == track]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UserError, match=rf"^--track {track}: pip install {track}, or leave it out.*$"):
+        Tracker(track, tmp_path, {})
+    sys.modules.pop(track, None)
+
+
+def test_a_tracker_that_does_not_start_is_said_before_the_first_step(tmp_path, monkeypatch):
+    service = Service()
+    service.init = lambda **_: 1 / 0
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    with pytest.raises(UserError, match=r"--track wandb does not start \(ZeroDivisionError: division"):
+        Tracker("wandb", tmp_path, {})
 
 
 def test_a_users_mistake_ends_the_process_with_code_1(tmp_path):
@@ -372,7 +512,7 @@ def test_signals_outside_of_a_step_end_at_once_and_within_one_after_it(tmp_path,
         with pytest.raises(SystemExit, match="143"):
             signal.raise_signal(signal.SIGTERM)
         line = ("stopped outside of a step, nothing is lost; "
-                f"go on with: python grpo.py --resume {tmp_path}/run")
+                f"go on with: {command_line('--resume', tmp_path / 'run')}")
         assert capfd.readouterr().out.splitlines()[-1] == line
         run.step = 0
         signal.raise_signal(signal.SIGTERM)
@@ -402,11 +542,40 @@ def test_a_signal_during_the_last_save_does_not_cut_it_off(tmp_path, capfd, monk
     assert saved == [2] and "nothing is lost; go on with" in capfd.readouterr().out
 
 
-def test_a_folder_with_a_space_can_be_pasted(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["my scripts/grpo.py"])
-    assert machinery_run.go_on(Path("my runs/1")) == (
-        "go on with: python 'my scripts/grpo.py' --resume 'my runs/1'"
-    )
+@pytest.mark.parametrize("name", ["runs/1", "my runs/1", "it's", 'a "b"', "$HOME", "a;b*?", "-x", "é\n\\"])
+def test_the_line_to_go_on_can_be_pasted(name, tmp_path, monkeypatch):
+    """Into a real shell, in the folder where the script was called from."""
+    (tmp_path / name / "here").mkdir(parents=True)
+    script = tmp_path / name / "grpo.py"
+    script.write_text("import sys, json\njson.dump(sys.argv[1:], sys.stdout)\n")
+    monkeypatch.chdir(tmp_path / name / "here")
+    monkeypatch.setattr(sys, "argv", ["../grpo.py", "--steps", "3"])
+    pasted = subprocess.run(resume_line(Path(name), "--steps", 4), shell=True, capture_output=True, text=True)
+    expected = f"./{name}" if name == "-x" else name
+    assert json.loads(pasted.stdout) == ["--resume", expected, "--steps", "4"], pasted.stderr
+    monkeypatch.setenv("PATH", "/nowhere")  # `python` is not this one
+    assert command_line().startswith(f"{sys.executable} ")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(unbuffered, tmp_path):
+    script = tmp_path / "talk.py"
+    script.write_text("from machinery.command import run_command\n"
+                      "run_command(lambda: [print('word ' * 99999) for _ in range(9)])\n")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": os.getcwd()}
+    pipe = f"{sys.executable} {script} | head -c 5; echo ${{PIPESTATUS[0]}}"
+    piped = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=environment)
+    assert (piped.stdout, piped.stderr) == ("word 141\n", "")
+    for path in ("data.py", "verify.py", "evaluate.py", "machinery/hints.py", "machinery/run.py"):
+        assert "run_command(" in Path(path).read_text()
+
+
+def test_a_pipe_that_breaks_elsewhere_is_said():
+    def main():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(SystemExit, match=r"error: .*Broken pipe"):
+        run_command(main)
 
 
 @pytest.mark.slow
