@@ -124,7 +124,8 @@ class Run:
         given = args.resume or args.run_dir
         folder = Path(given or Path("runs") / self.name())
         if rank() == 0:
-            if (folder / "args.json").exists() and not args.resume:
+            written = [folder / name for name in ("metrics.jsonl", "eval_base.json")]  # by a run that began
+            if not args.resume and any(file.exists() and file.stat().st_size for file in written):
                 raise UserError(
                     f"{folder} holds a run already: use --resume {folder}, or give another --run-dir"
                 )

@@ -576,7 +576,7 @@ def test_hints_of_a_model_never_leak(monkeypatch):
         positions = 10**6
         tokenizer = Tokenizer()
 
-        def __init__(self, model, device):
+        def __init__(self, model, device, use):
             pass
 
         def generate(self, prompts, n, temperature, max_tokens, seed, top_p):
