@@ -6,6 +6,7 @@ The files have to hold every weight, `token_logprobs` and the sampler to have th
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -25,9 +26,9 @@ def refused(path: str, use: str):
     except UserError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise UserError(f"--model {path} cannot be {use}: {kind}{' '.join(lines[:1])}") from error
+        said = shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"--model {path} cannot be {use}: {kind}{said}") from error
 
 
 # ---- loading -----------------------------------------------------------------------------------------------
@@ -129,6 +130,9 @@ def check_sampler(sampler) -> list[tuple]:
     """
     prompts, stop_ids = [list(range(8)), list(range(8, 13))], sampler.stop_ids
     with refused(sampler.path, sampler.use):
+        rows, last = len(sampler.model.get_input_embeddings().weight), max(stop_ids, default=0)
+        if last >= rows:
+            raise ValueError(f"its embedding has {rows} rows, and its tokenizer a stop token {last}")
         first = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=1, seed=(0,))
         sampler.stop_ids = first[0][0].ids
         groups = sampler.generate(prompts, n=2, temperature=0.0, max_tokens=2, seed=(0,))

@@ -147,6 +147,13 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def small(folder):
+    """A model whose tokenizer was given tokens that it has no embedding of."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(300)
+    model.save_pretrained(folder)
+
+
 def only_an_adapter(folder):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
@@ -166,6 +173,8 @@ BROKEN = {
     "adapter": (only_an_adapter, "it is an adapter (LoRA) of another model: merge it into that one"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
     "shapes": (lambda folder: changed(folder, hidden_size=64, head_dim=16), "size"),
+    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "tokenizer"),
+    "small": (small, "its embedding has 300 rows, and its tokenizer a stop token 313"),
     "unknown type": (lambda folder: changed(folder, model_type="gpt_9"), "model type `gpt_9`"),
     "its own code": (lambda folder: changed(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
                      "contains custom code"),
