@@ -147,13 +147,6 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def small(folder):
-    """A model whose tokenizer was given tokens that it has no embedding of."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.resize_token_embeddings(300)
-    model.save_pretrained(folder)
-
-
 def only_an_adapter(folder):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
@@ -174,7 +167,6 @@ BROKEN = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
     "shapes": (lambda folder: changed(folder, hidden_size=64, head_dim=16), "size"),
     "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "tokenizer"),
-    "small": (small, "its embedding has 300 rows, and its tokenizer a stop token 313"),
     "unknown type": (lambda folder: changed(folder, model_type="gpt_9"), "model type `gpt_9`"),
     "its own code": (lambda folder: changed(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
                      "contains custom code"),
@@ -239,6 +231,17 @@ def test_other_numbers_of_a_models_files_do_not_matter(tmp_path):
     rewritten(lambda weights: {**weights, "mtp.weight": torch.ones(3)})(tmp_path)
     assert "lm_head.weight" not in load_file(f"{folder}/model.safetensors")
     assert not load_model(folder, torch.float32).training
+
+
+def test_tokens_that_the_model_has_no_embedding_of_are_one_line(tmp_path, monkeypatch):
+    """Those of a prompt; a tokenizer may have others."""
+    model = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path / "model"))
+    model.resize_token_embeddings(300)
+    model.save_pretrained(tmp_path / "model")
+    sampler = Sampler(str(tmp_path / "model"), "transformers", "cpu")
+    assert len(sampler.tokenizer) == 314 and sampler.generate([[299]], 1, 1.0, 1, seed=0)
+    with pytest.raises(UserError, match="a prompt holds its tokenizer's id 300, and it has 300 embeddings"):
+        sampler.generate([[5], [5, 300, 7]], 1, 1.0, 1, seed=0)
 
 
 # ---- stop tokens -------------------------------------------------------------------------------------------
