@@ -6,6 +6,7 @@ The files have to hold every weight, `token_logprobs` and the sampler to have th
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -25,9 +26,9 @@ def refused(path: str, use: str):
     except UserError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise UserError(f"--model {path} cannot be {use}: {kind}{' '.join(lines[:1])}") from error
+        said = shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"--model {path} cannot be {use}: {kind}{said}") from error
 
 
 # ---- loading -----------------------------------------------------------------------------------------------

@@ -69,17 +69,9 @@ class Sampler:
             backend = "vllm" if on_gpu and find_spec("vllm") else "transformers"
         return super().__new__({"transformers": TransformersSampler, "vllm": VllmSampler}[backend])
 
-    def __init__(
-        self,
-        model_path: str,
-        backend: str = "auto",
-        device: str = "auto",
-        cache_tokens: int = 2**18,
-        gpu_memory: float = 0.4,
-        tensor_parallel: int = 1,
-        sleep_level: int = 0,
-        use: str = "trained",
-    ):
+    def __init__(self, model_path: str, backend: str = "auto", device: str = "auto",
+                 cache_tokens: int = 2**18, gpu_memory: float = 0.4, tensor_parallel: int = 1,
+                 sleep_level: int = 0, use: str = "trained"):
         """Loads the model at `model_path` (hub id or folder): bfloat16 on a GPU, float32 elsewhere.
 
         `use`: what for, "trained" or "sampled from", see machinery/models.py.
@@ -102,6 +94,7 @@ class Sampler:
         self.stop_ids = stop_token_ids(self.tokenizer, generation_config)
         self.positions = getattr(config.get_text_config(), "max_position_embeddings", math.inf)
         self._start(model_path, config)
+        self.n_embeddings = len(self.model.get_input_embeddings().weight)
 
     @torch.no_grad()
     def update(self, named_tensors) -> None:
@@ -146,6 +139,10 @@ class Sampler:
                 f"{self.positions} positions: lower --max-prompt, or --max-response "
                 "(--max-tokens of evaluate.py)"
             )
+        last = max(itertools.chain(*prompts), default=0)
+        if last >= self.n_embeddings:
+            raise UserError(f"--model {self.path} cannot be {self.use}: a prompt holds its tokenizer's id "
+                            f"{last}, and it has {self.n_embeddings} embeddings")
         if world() > 1:  # a stream of random numbers for each rank
             seed = (*(*seed, 0, 0, 0)[:4], 1 + rank())
         seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)

@@ -71,7 +71,8 @@ def test_no_forward_pass_has_dropout(name, tmp_path):
 
 def test_a_run_with_recomputed_activations_has_no_gap(tmp_path):
     folder = build("gpt2", tmp_path / "gpt2", **DROPOUT["gpt2"])
-    args = {"steps": 1, "prompts": 4, "n": 2, "eval_problems": 2, "eval_n": 2, "beta": 0.1}
+    args = {"steps": 1, "prompts": 4, "n": 2, "eval_problems": 2, "eval_n": 2, "beta": 0.1,
+            "critic_warmup": 0}
     run = ppo.main(ppo.Args(**args, model=folder, template="countdown", gradient_checkpointing=True,
                             device="cpu", run_dir=str(tmp_path / "run")))
     (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -166,6 +167,7 @@ BROKEN = {
     "adapter": (only_an_adapter, "it is an adapter (LoRA) of another model: merge it into that one"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named"),
     "shapes": (lambda folder: changed(folder, hidden_size=64, head_dim=16), "size"),
+    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "tokenizer"),
     "unknown type": (lambda folder: changed(folder, model_type="gpt_9"), "model type `gpt_9`"),
     "its own code": (lambda folder: changed(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
                      "contains custom code"),
@@ -230,6 +232,17 @@ def test_other_numbers_of_a_models_files_do_not_matter(tmp_path):
     rewritten(lambda weights: {**weights, "mtp.weight": torch.ones(3)})(tmp_path)
     assert "lm_head.weight" not in load_file(f"{folder}/model.safetensors")
     assert not load_model(folder, torch.float32).training
+
+
+def test_tokens_that_the_model_has_no_embedding_of_are_one_line(tmp_path, monkeypatch):
+    """Those of a prompt; a tokenizer may have others."""
+    model = AutoModelForCausalLM.from_pretrained(build("llama", tmp_path / "model"))
+    model.resize_token_embeddings(300)
+    model.save_pretrained(tmp_path / "model")
+    sampler = Sampler(str(tmp_path / "model"), "transformers", "cpu")
+    assert len(sampler.tokenizer) == 314 and sampler.generate([[299]], 1, 1.0, 1, seed=0)
+    with pytest.raises(UserError, match="a prompt holds its tokenizer's id 300, and it has 300 embeddings"):
+        sampler.generate([[5], [5, 300, 7]], 1, 1.0, 1, seed=0)
 
 
 # ---- stop tokens -------------------------------------------------------------------------------------------

@@ -460,6 +460,16 @@ def test_a_tracker_that_does_not_start_is_said_before_the_first_step(tmp_path, m
         Tracker("wandb", tmp_path, {})
 
 
+def test_a_run_that_never_began_leaves_its_folder_free(tmp_path):
+    for tokens in (2045, 2044):
+        with pytest.raises(UserError, match="exceed the model's 2048 positions"):
+            train("grpo", max_response=tokens, run_dir=str(tmp_path / "run"))
+    run_dir = train("grpo", steps=1, run_dir=str(tmp_path / "run"))
+    assert len(metrics(run_dir)) == 1
+    with pytest.raises(UserError, match="holds a run already: use --resume"):
+        train("grpo", run_dir=str(run_dir))
+
+
 def test_a_users_mistake_ends_the_process_with_code_1(tmp_path):
     done = start("grpo.py", "--n=1", err=tmp_path / "err")
     done.join()
