@@ -36,7 +36,7 @@ def run_command(main) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
             sys.exit(141)
         if int(os.environ.get("RANK", 0)):  # rank 0 says the same most often, and torchrun ends this process
-            time.sleep(5)
+            time.sleep(15)
         said = " ".join(str(error).split("\n")[:3])
         sys.exit("; ".join([f"error: {said}", *getattr(error, "__notes__", [])]))
 
