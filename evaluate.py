@@ -305,6 +305,8 @@ class Args:
     tensor_parallel: int = 1  # vllm: GPUs an engine
     workers: int = 2  # verifier processes
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
+    verifier_seconds: float = 3.0  # for a completion, of your own verifier
+    verifier_memory: float = 4.0  # GB for each of its processes
     out: str = ""  # result file to write
     compare: tuple[str, str] | None = None  # two result files: of the base and of the trained model
     plot: str = ""  # picture to write, with --compare
@@ -334,7 +336,8 @@ def main(args: Args) -> None:
             raise UserError(f"--hinted: no problem of {args.data} has a hint")
     longest = max(len(prompt.hinted if args.hinted else prompt.plain) for prompt in prompts)
     max_tokens = args.max_tokens or min(4096, sampler.positions - longest)
-    with Verifier(args.workers, custom=args.verifier or None) as verifier:
+    seconds, memory = args.verifier_seconds, args.verifier_memory
+    with Verifier(args.workers, seconds, args.verifier or None, memory) as verifier:
         check_golds([prompt.problem for prompt in prompts], verifier)
         result = evaluate(sampler, verifier, prompts, args.n, args.temperature, max_tokens, args.seed,
                           args.top_p, args.top_k, args.hinted)

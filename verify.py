@@ -81,7 +81,7 @@ class Verifier:
     """Scores batches of completions. Workers start when the first batch needs them and live until `close`."""
 
     def __init__(self, workers: int = 2, time_limit: float = 3.0, custom: str | None = None,
-                 code_seconds: int = sandbox.CODE_SECONDS, memory: float = 4.0):
+                 memory: float = 4.0, code_seconds: int = sandbox.CODE_SECONDS):
         """`workers` processes. `custom` = "module:function" in place of the built-in verifiers: `time_limit`
         seconds for a completion, `memory` GB for a process. `code_seconds` of CPU time for a program: whole
         ones, and twice that of wall time. Raises UserError if `custom` cannot be imported or `workers` is

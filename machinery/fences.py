@@ -11,7 +11,9 @@ def fenced_blocks(completion: str) -> list[tuple[str, str]]:
     for line in completion[-200_000:].replace("\r\n", "\n").split("\n"):
         line = line.rstrip()
         opening = re.fullmatch(r"(\s*)(`{3,}|~{3,})([^`]*)", line)
-        if opening and fence and (len(opening[1]) > depth + 3 or not opening[3]):
+        if fence and opening and (
+            len(opening[1]) > depth + 3 or not opening[2].startswith(fence) or not opening[3]
+        ):
             opening = None  # an example in a docstring, or the end
         code = line.rstrip(fence[:1] or None)
         closing = fence and len(line) - len(code) >= len(fence) and (code.strip() or len(code) <= depth + 3)

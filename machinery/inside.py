@@ -4,6 +4,7 @@ Lines of JSON come in and go out: the program, then one request after the other,
 go out as plain data. `encode` and `decode` are used outside too, for the way of the arguments.
 """
 
+import collections.abc
 import importlib
 import itertools
 import json

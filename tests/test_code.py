@@ -234,6 +234,155 @@ def test_the_last_block_is_the_program(completion, why, verifier):
     assert whys(verifier, (completion, FIB)) == [why]
 
 
+@pytest.mark.parametrize("program, tests, why", [
+    ("import numpy as np\ndef f(a): return np.sum(a)", "assert f([1, 2]) == 3", "right"),
+    ("import numpy as np\ndef f(a): return np.all(a), np.int8(3)", "assert f([1]) == (True, 3)", "right"),
+    ("import numpy as np\ndef f(a): return np.float32(a)", "assert abs(f(.1) - .1) < 1e-6 and f(.5) == .5", "right"),
+    ("import numpy as np\ndef f(a): return np.array(a) * 2",
+     "import numpy as np\nassert f([1, 2]).tolist() == [2, 4] and np.allclose(f(np.ones(2)), [2, 2])", "right"),
+    ("import numpy as np\ndef f(a): return np.array(a)", "assert (f([1, 2]) == [1, 3]).all()", "wrong"),
+    ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(2)) == [0, 1]", "right"),
+    ("def f(d): return d.keys(), d.values(), d.items()",
+     "k, v, i = f({'a': 1})\nassert k == {'a'} and list(v) == [1] and sorted(i) == [('a', 1)]", "right"),
+    ("from decimal import Decimal\ndef f(x): return Decimal(x)",
+     "from decimal import Decimal\nassert f('0.1') == Decimal('0.1')", "right"),
+    ("from fractions import Fraction\ndef f(x): return Fraction(1, x)",
+     "from fractions import Fraction\nassert f(2) == Fraction(1, 2) == .5", "right"),
+    ("from datetime import *\ndef f(d): return d + timedelta(1), datetime(2024, 2, 28, 7), timedelta(hours=1)",
+     "from datetime import *\nassert f(date(2024, 2, 28)) == "
+     "(date(2024, 2, 29), datetime(2024, 2, 28, 7), timedelta(hours=1))", "right"),
+    ("class I(int): pass\ndef f(x): return [I(x), True, x ** 70, bytearray(b'a')]",
+     "assert f(2) == [2, True, 2 ** 70, b'a']", "right"),
+    ("def f(x: List[int]) -> Optional[int]: return x[0]", "assert f([1]) == 1", "right"),  # as on LeetCode
+    ("class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]: return [0, 1]",
+     {"type": "assert", "code": "def check(candidate):\n    assert candidate([2, 7], 9) == [0, 1]",
+      "entry_point": "Solution().twoSum"}, "right"),
+    ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+     "def f(x): return P(x)", "assert f(2).x == 2", "right"),
+    ("def f(x): return x", "for f_ in (1, 2):\n    def g(f): return f\n    assert g(f(f_)) == f_", "right"),
+])
+def test_results_are_compared_by_value(program, tests, why, verifier):
+    assert whys(verifier, (fenced(program), tests)) == [why]
+
+
+RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return 'x'"
+CASE = "import unittest\nclass {}(unittest.TestCase):\n    def setUp(self): self.one = 1\n"
+TESTED = {  # tests that `RIGHT` passes and `WRONG` does not
+    "pytest": "def test_f():\n    assert f(1) == 2\n",
+    "pytest, wrong at the second": "def test_f():\n    assert f(1) != 3\ndef test_g():\n    assert f(1) == 2\n",
+    "class of pytest": "class TestF:\n    def test_f(self):\n        assert f(1) == 2\n",
+    "unittest": CASE.format("T") + "    def test_f(self):\n        self.assertEqual(f(self.one), 2)\n",
+    "unittest by name": CASE.format("TestCases") + "    def test_f(self):\n        self.assertTrue(f(1) == 2)\n"
+        "if __name__ == '__main__':\n    unittest.main()\n",
+    "check": {"code": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "f"},
+    "check that is called": {"code": "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)", "entry_point": "f"},
+    "helper": "def same(a, b):\n    assert a == b\nsame(f(1), 2)",
+    "raise": "if f(1) != 2:\n    raise ValueError",
+    "numpy": "import numpy as np\nnp.testing.assert_allclose(f(1), 2)",
+    "result first": "result = [f(i) for i in range(3)]\nassert result == [1, 2, 3]",
+}
+UNTESTED = {  # tests that compare nothing: no program is right
+    "no code": "", "no cases": {"type": "stdio", "cases": []},
+    "check that is not called": "def check(candidate):\n    assert candidate(1) == 2\n",
+    "function with arguments": "def test_f(case):\n    assert f(1) == 2\n",
+    "call": "f(1)", "name": "assert callable(f)", "print": "print(f(1) == 2)", "loop of none":
+    "for x in []:\n    assert f(x) == 2", "before the result": "assert True\nf(1)", "pass": "def test_f():\n    pass",
+}
+
+
+def as_tests(tests: dict | str) -> dict:
+    return {"type": "assert", **({"code": tests} if isinstance(tests, str) else tests)}
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_tests_of_every_kind_are_run(name, verifier):
+    tests = as_tests(TESTED[name])
+    assert whys(verifier, (fenced(RIGHT), tests), (fenced(WRONG), tests)) == ["right", "wrong"]
+
+
+@pytest.mark.parametrize("name", UNTESTED)
+def test_where_nothing_is_checked_nothing_is_right(name, verifier):
+    assert whys(verifier, (fenced(RIGHT), as_tests(UNTESTED[name]))) == ["wrong"]
+
+
+def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
+    """Their rewards could be had for nothing: they are named and left out."""
+    passed = ["assert f(1) != 7", "assert f(1)", "try:\n    assert f(1) == 3\nexcept AssertionError:\n    assert 1",
+              "f(1)\nassert True", stdio(("1", ""))]
+    good = [Problem(f"good/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(f"assert f({i}) == {i + 1}")})
+            for i in range(3)]
+    bad = [Problem(f"bad/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(tests)}) for i, tests in enumerate(passed)]
+    rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(600)]
+    assert check_golds([*good, *bad, *rest], verifier) == [*good, *rest]
+    said = capsys.readouterr().err
+    assert "5 of 608" in said and "good" not in said
+    assert all(f"bad/{i} (a program that does nothing passes its tests)" in said for i in range(5))
+    with pytest.raises(UserError, match="bad/0"):
+        check_golds([*good, *bad], verifier)
+
+
+def test_input_and_output_as_lists_and_numbers(verifier):
+    cases = [{"input": ["2", "3 4"], "output": [5, 9]}, {"input": ["0", 1], "output": 1}]
+    program = "n = int(input())\nx = sum(map(int, input().split()))\nprint(x - n if n else 1)\nif n: print(x + n)"
+    assert whys(verifier, (fenced(program), {"type": "stdio", "cases": cases})) == ["right"]
+    cases[0]["output"] = [5, 8]
+    assert whys(verifier, (fenced(program), {"type": "stdio", "cases": cases})) == ["wrong"]
+
+
+def test_200_cases_take_one_start(verifier):
+    cases = stdio(*((f"{i}\n", f"{i * i}\n") for i in range(200)))
+    assert whys(verifier, (fenced("n = int(input())\nprint(n * n)"), cases)) == ["right"]
+    late = "n = int(input())\nprint(n * n if n < 199 else 0)"
+    state = "import os\nopen('n', 'a').write('x')\nn = int(input())\nprint(n * n, os.path.getsize('n') and '')"
+    assert whys(verifier, (fenced(late), cases), (fenced(state), cases)) == ["wrong", "right"]
+
+
+@pytest.mark.parametrize("program", [
+    # One case cannot answer for another: what the first leaves behind does not print for the second.
+    "import os, sys, time\nn = input()\nif n == '1':\n    print('one', flush=True)\n    if os.fork() == 0:\n"
+    "        for _ in range(30):\n            for fd in range(3, 64):\n                try: os.write(fd, b'two')\n"
+    "                except OSError: pass\n            time.sleep(.05)",
+    "import __main__, sys\nif input() == '1':\n    print('one')\n    __main__.kept = 'two'\nelse:\n    print(__main__.kept)",
+    "import os, signal\nif input() == '1':\n    print('one', flush=True)\n    os.kill(os.getppid(), signal.SIGKILL)",
+    "import os\nprint('one' if input() == '1' else 'two' * (os.fork() > 0))\nos.kill(-1, 9)",
+])
+def test_a_case_cannot_answer_for_another(program, verifier):
+    assert whys(verifier, (fenced(program), stdio(("1", "one"), ("2", "two")))) == ["wrong"]
+
+
+# ---- the program in a completion ---------------------------------------------------------------------------
+
+F, G = "def f(): return 1", "def g():\n    return 1"
+
+
+@pytest.mark.parametrize("completion, program", [
+    ("no block", None), (f"```python\n{F}\n```", F), (f"```\n{F}\n```", F), (f"```python\n{F}", F), ("```python\n", None),
+    (f"1. Do:\n   ```python\n   {F}\n   ```\n", F), (f"   ```python\n{F}\n   ```", F),
+    (f"\t```py\n\tdef g():\n\t    return 1\n\t```", G),
+    (f"```python\n{F}\n```\nOutput:\n```\n1\n```", F), (f"```python\n{F}\n```\n```\nresult: 1\n```", F),
+    (f"```python\n{F}\n```\nRun it:\n```bash\npython f.py\n```", F),
+    (f"```python\n{F}\n```\n```text\nprint(1)\n```", F), (f"```python\n{F}\n```\n```\n>>> f()\n1\n```", F),
+    (f"```\n{F}\n```\n```\n[1, 2]\n```", F), (f"```\nx = 1\n```", "x = 1"),
+    (f"```python\nx = 0\n```\nrather\n```\n{F}\n```", F), (f"```python\n{F}```", F), (f"```python\n{G}```\nend", G),
+    (f"````python\n{F}\n````", F), (f"~~~python\n{F}\n~~~", F), (f"~~~\n{F}\n~~~\n", F),
+    (f"```Python3 title=x\n{F}\n```", F),
+    (f"```{{.python}}\n{F}\n```", F), (f"```python\nx = 0\n\nNo:\n```python\n{F}\n```", F),
+    (f'```python\ndef h():\n    """Example:\n    ```\n    h()\n    ```\n    """\n```',
+     'def h():\n    """Example:\n    ```\n    h()\n    ```\n    """'),
+    (f"```python\r\n{F}\r\n```", F), ("`x` and ```y``` in a line", None), ("```cpp\nint f();\n```", "int f();"),
+])
+def test_the_program_in_a_completion(completion, program):
+    blocks = fences.fenced_blocks(completion)
+    assert (fences.last_program(blocks) if blocks else None) == program
+
+
+@pytest.mark.parametrize("piece", ["`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n"])
+def test_fences_are_found_in_linear_time(piece):
+    start = time.perf_counter()
+    fences.fenced_blocks(piece * (1_000_000 // len(piece)))
+    assert time.perf_counter() - start < 1
+
+
 # ---- programs that want the reward without the work --------------------------------------------------------
 
 ALWAYS = (

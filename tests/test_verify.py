@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import Problem, UserError
 from machinery import workers
 from machinery.answers import math_equal, normalise, rational
+from machinery.fences import fenced_blocks
 from verify import Verifier, check_golds, choice_verdict, countdown_verdict
 
 ROOT = Path(__file__).parent.parent
@@ -248,6 +250,43 @@ def test_science(answer, gold, meta, correct, verifier):
     assert verifier.score([f"\\boxed{{{answer}}}"], [problem])[0].correct == correct
 
 
+HOSTILE = ["9^{9^{9^9}}", r"\binom{10^9}{5^9}", "(x+y+z+w)^{500}", "x" + "^x" * 60, r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}",
+           r"\int_0^1 \sin(\sin(\sin(x^x))) dx", "500000!", "e^{e^{e^{e^{e}}}}", "(2^{9999})^{9999}", "2^" * 300 + "2"]
+
+
+def test_twenty_hostile_answers_in_a_row(verifier):
+    """Those that are not refused at once end their worker: its successor is there at once."""
+    boxes = [f"\\boxed{{{answer}+{i}}}" for i in (1, 2) for answer in HOSTILE]
+    verifier.score([r"\boxed{1+x}"] * 2, [math("x+1"), math("x+2")])  # both workers are there
+    start = time.monotonic()
+    verdicts = verifier.score([*boxes, r"\boxed{x+2}"], [math("7")] * 20 + [math("2+x")])
+    assert time.monotonic() - start < 20  # of CPU time it is 5 s with two workers
+    assert [v.correct for v in verdicts] == [False] * 20 + [True]
+
+
+PIECES = ["\\boxed{", "\\boxed ", "}", "{", "\\frac", "\\sqrt", "^", "_", "x", "1", "-", ",", "(", "]", "\\text{", "$", "\0", "\x7f",
+          "\u200b", "\ud800", "\udfff", "½", "√", "\u2028", "\r", "\n", "\t", "```", "~~~", "```python\n", "\\", "%", "&", "=", "\\pm",
+          "\\left", "\\begin{pmatrix}", "🙂", "'", '"', "#", "\\int", "∞", " ", "7*3=21", "B"]
+
+
+def test_no_text_stalls_or_ends_the_trainer(verifier):
+    rng = random.Random(0)
+    choice, code = Problem("b", "Q", "B", "choice"), {"tests": {"type": "assert", "code": "assert f()"}}
+    problems = [math("7"), math(r"\frac{x}{2}"), math("(1,2)"), choice, countdown(3, 7, 12, target=33)]
+    texts = ["".join(rng.choices(PIECES, k=rng.randrange(40))) for _ in range(2_000)]
+    texts = [f"\\boxed{{{text}}}" if i % 2 else text for i, text in enumerate(texts)]
+    start = time.monotonic()
+    verdicts = verifier.score(texts, [problems[i % len(problems)] for i in range(len(texts))])
+    assert time.monotonic() - start < 60 and len(verdicts) == 2_000
+    lines = [rng.choice(PIECES) * 300_000 for _ in range(20)]  # up to 10 MB
+    start = time.monotonic()
+    for problem in problems:
+        assert not any(verdict.correct for verdict in verifier.score(lines, [problem] * 20))
+    assert time.monotonic() - start < 20
+    blank = [line for line in lines if not fenced_blocks(line)]
+    assert {v.why for v in verifier.score(blank, [Problem("c", "Q", "", "code", meta=code)] * len(blank))} == {"no answer"}
+
+
 def test_no_box_is_no_answer(verifier):
     pairs = [(completion, math("x+1")) for completion in ("x+1", "\\boxed{x+1", "")]
     assert whys(verifier, pairs) == ["no answer"] * 3
@@ -350,6 +389,59 @@ def test_own_verifier_knows_the_whole_problem(tmp_path, monkeypatch):
     with Verifier(1, custom="own_whole:same") as verifier:
         assert whys(verifier, [(repr(problem), problem), ("", problem)]) == ["right", "wrong"]
         assert check_golds([problem], verifier) == [problem]  # which only it can judge
+
+
+@pytest.mark.parametrize("value, why", [
+    ("True", "right"), ("False", "wrong"), ("1", "right"), ("0", "wrong"), ("1.0", "right"), ("0.0", "wrong"),
+    ("np.bool_(True)", "right"), ("np.bool_(False)", "wrong"), ("np.int64(1)", "right"), ("np.float32(0)", "wrong"),
+])
+def test_what_an_own_verifier_may_return(value, why):
+    assert workers.meaning(eval(value, {"np": np}), "own:check") == (why, "")
+
+
+@pytest.mark.parametrize("value", [
+    "-1.0", "0.5", "[0.0]", "None", "'right'", "2", "float('nan')", "np.array([True])", "np.float64(.5)",
+    "{'score': 1.0}",
+])
+def test_what_it_may_not_return_ends_the_run(value, tmp_path, monkeypatch):
+    """A reward of another kind would be read as right or wrong, whichever Python takes it for."""
+    (tmp_path / "own_value.py").write_text(f"import numpy as np\ndef check(completion, problem): return {value}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_value", raising=False)
+    with Verifier(1, custom="own_value:check") as verifier, pytest.raises(UserError) as said:
+        verifier.score(["x", "y"], [math("1")] * 2)
+    shown = repr(eval(value, {"np": np}))
+    assert str(said.value).startswith(f"--verifier own_value:check returned {shown}: ")
+    assert "\n" not in str(said.value)
+
+
+def test_an_error_is_shown_once_with_its_traceback(own, capsys):
+    pairs = [("1", math("1")), ("raise", math("1")), ("raise", math("2"))]
+    assert whys(own, pairs) == ["right", "error", "error"]
+    assert whys(own, pairs) == ["right", "error", "error"]
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: as asked") == 1 and 'raise RuntimeError("as asked")' in said
+
+
+@pytest.mark.parametrize("completions, said", [
+    (["raise"] * 3, r"judged none of the first 1 completions \({'error': 1}\): mend it"),
+    (["raise", "sleep"], r"judged none of the first 2 completions \({'error': 1, 'timeout': 1}\): mend it"),
+])
+def test_a_first_batch_without_a_verdict_ends_the_run(own, completions, said):
+    """What never works would train on rewards of 0."""
+    with pytest.raises(UserError, match=rf"^--verifier own_verifier:check {said}"):
+        own.score(completions, [math("1")] * len(completions))
+
+
+def test_memory_of_an_own_verifier(tmp_path, monkeypatch):
+    (tmp_path / "own_large.py").write_text("def check(completion, problem): return len(bytearray(10**9)) == 10**9\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with Verifier(1, custom="own_large:check") as verifier:
+        assert whys(verifier, [("x", math("1"))]) == ["right"]
+    with Verifier(1, custom="own_large:check", memory=1) as verifier, pytest.raises(UserError, match="memory"):
+        verifier.score(["x"], [math("1")])
 
 
 @pytest.mark.parametrize("name, said", [
@@ -509,6 +601,33 @@ def test_cases_of_the_command_line(require, code, tmp_path):
     assert len(lines) == 2
     assert lines[0].split() == "mislabelled 1 false positives 0 false negatives of 1".split()
     assert lines[1].startswith("accuracy 0.7500, 1 false positives, 0 false negatives of 4")
+
+
+def test_an_own_verifier_can_be_tried(tmp_path):
+    """As its user would before training: on the reference answers, then on completions."""
+    rows = [{"id": f"q{i}", "question": "Q", "answer": f"{i}"} for i in range(3)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text("def right(completion, problem): return completion == problem.answer\n")
+    sampled = [{"completion": "2", "id": "q2"}, {"completion": "1", "index": 1}, {"completion": "7"}]
+    (tmp_path / "sampled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
+
+    def said(*more, code=0):
+        call = [sys.executable, ROOT / "verify.py", "--data", "data.jsonl", *more]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return [line.split() for line in (done.stderr if code else done.stdout).splitlines()]
+
+    lines = said("--verifier", "mine:right")
+    assert [line[:4] for line in lines[1:3]] == [["boxed", "3", "0", "3"], ["bare", "3", "3", "0"]]
+    assert lines[3] == ["boxed", "q0:", "wrong", "for", r"'\\boxed{0}'"]
+    assert lines[6] == ["bare", "q0:", "right", "for", "'0'"]
+    lines = said("--verifier", "mine:right", "--completions", "sampled.jsonl")
+    assert lines[1][:4] == ["completions", "3", "2", "1"]
+    assert [line[1:3] for line in lines[2:]] == [["q2:", "right"], ["q1:", "right"], ["q2:", "wrong"]]
+    assert said("--completions", "sampled.jsonl")[1][:5] == ["completions", "3", "0", "0", "3"]  # no box
+    (tmp_path / "sampled.jsonl").write_text('{"completion": "2", "id": "q9"}\n')
+    ((*error,),) = said("--completions", "sampled.jsonl", code=1)
+    assert " ".join(error) == "error: sampled.jsonl, row 0: needs a completion, and an id or index of a problem of --data"
 
 
 def test_self_check_of_the_command_line(tmp_path):
