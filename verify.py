@@ -4,13 +4,12 @@ r"""Rewards one can check: completion + problem -> right or wrong.
     verdicts = Verifier(workers=2).score(completions, problems)   # list[Verdict]
 
 Mathematics: machinery/answers.py says when two answers are the same. Code: machinery/sandbox.py runs the
-program, which is only ever asked for results; the tests stay outside. Both, and a verifier of your own, run in
-worker processes that are killed when they exceed the time limit, so no completion can stall or crash a training
-run. Nothing is swallowed: time-outs and errors are verdicts of their own, and the scripts log their counts.
-docs/verify.md has the rules and figures.
+program, which is only ever asked for results; the tests stay outside. Both, and a verifier of your own, run
+in the processes of machinery/workers.py, which are killed when they exceed the time limit: no completion can
+stall or crash a training run. Nothing is swallowed: time-outs and errors are verdicts of their own, and the
+scripts log their counts. docs/verify.md has the rules and figures.
 
-A verifier of your own is a function `(completion: str, problem: data.Problem) -> bool`, named as
-"module:function".
+A verifier of your own is a function `(completion: str, problem: data.Problem) -> bool`: "module:function".
 
     python verify.py --answer "\frac{1}{2}" --completion "... \boxed{0.5}"      # one completion
     python verify.py --data FILE                              # reference answers against themselves
@@ -19,7 +18,6 @@ A verifier of your own is a function `(completion: str, problem: data.Problem) -
     python verify.py --cases FILE --require 0.99              # labelled cases: accuracy, false positives
 """
 
-import pickle
 import re
 import sys
 import time
@@ -34,8 +32,7 @@ from machinery.tasks import COUNTDOWN_MAX
 from machinery.workers import Pool, fork_workers, load_function
 
 WHY = ("right", "wrong", "no answer", "timeout", "error")
-MATH_SECONDS = 1.5  # of wall time for one comparison; the worker gives up by itself after .5 s of CPU time
-MEMORY = 2.0  # GB for a worker of the built-in verifiers
+MATH_SECONDS, MATH_MEMORY = 1.5, 2.0  # of wall time for a comparison; GB for a built-in verifier's process
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,8 @@ class Verdict:
     why: str  # one of WHY
 
 
-RIGHT, WRONG, NO_ANSWER = Verdict(True, "right"), Verdict(False, "wrong"), Verdict(False, "no answer")
-TIMEOUT, ERROR = Verdict(False, "timeout"), Verdict(False, "error")
-VERDICTS = {verdict.why: verdict for verdict in (RIGHT, WRONG, NO_ANSWER, TIMEOUT, ERROR)}
+VERDICTS = {why: Verdict(why == "right", why) for why in WHY}
+RIGHT, WRONG, NO_ANSWER, TIMEOUT, ERROR = VERDICTS.values()
 
 # ---- decided at once ---------------------------------------------------------------------------------------
 
@@ -84,58 +80,64 @@ class Verifier:
                  memory: float = 4.0, code_seconds: int = sandbox.CODE_SECONDS):
         """`workers` processes. `custom` = "module:function" in place of the built-in verifiers: `time_limit`
         seconds for a completion, `memory` GB for a process. `code_seconds` of CPU time for a program: whole
-        ones, and twice that of wall time. Raises UserError if `custom` cannot be imported or `workers` is
-        below 1."""
+        ones, and twice that of wall time. Raises UserError if `custom` cannot be imported."""
         if custom is not None:
             load_function(custom)
         if workers < 1:
             raise UserError(f"--workers {workers}: the verifier needs at least 1")
         self.time_limit, self.custom, self.code_seconds = time_limit, custom, code_seconds
-        self.pool = Pool(workers, memory if custom else MEMORY, custom or "")
+        self.pool = Pool(workers, memory if custom else MATH_MEMORY, custom or "")
         self.sandbox = ""  # how programs are kept in, once it is known
-        self.judged = self.shown = False  # a batch; an error
+        self.judged = False  # a batch
 
     def score(self, completions: list[str], problems: list[Problem]) -> list[Verdict]:
         """One verdict per completion, in order. Never raises for a bad completion."""
-        counts = f"{len(completions)} completions for {len(problems)} problems"
-        assert len(completions) == len(problems), counts
-        verdicts: list[Verdict | None] = []
-        tasks: dict[tuple[bytes, float], list[int]] = {}  # equal questions are asked once
-        for completion, problem in zip(completions, problems):
-            task = self._task(completion, problem)
-            verdicts.append(task if isinstance(task, Verdict) else None)
-            if verdicts[-1] is None:
-                tasks.setdefault(task, []).append(len(verdicts) - 1)
-        for why, rows in zip(self._ask(list(tasks)), tasks.values()):
+        assert len(completions) == len(problems), f"{len(completions)} completions, {len(problems)} problems"
+        verdicts: list[Verdict | None] = [None] * len(completions)
+        tasks: dict[tuple, tuple[tuple, float, list[int]]] = {}  # equal questions are asked once
+        for row, (completion, problem) in enumerate(zip(completions, problems)):
+            found = self._task(completion, problem)
+            if isinstance(found, Verdict):
+                verdicts[row] = found
+            else:
+                key, request, seconds = found
+                tasks.setdefault(key, (request, seconds, []))[2].append(row)
+        whys = self.pool.ask([(request, seconds) for request, seconds, _ in tasks.values()])
+        if self.custom and not self.judged and tasks and {*whys} <= {"error", "timeout"}:
+            failed = f"judged none of the first {len(whys)} completions ({dict(Counter(whys))})"
+            remedy = "mend it, or raise --verifier-seconds or --verifier-memory"
+            raise UserError(f"--verifier {self.custom} {failed}: {remedy}")
+        self.judged = self.judged or bool(tasks)
+        for why, (_, _, rows) in zip(whys, tasks.values()):
             for row in rows:
                 verdicts[row] = VERDICTS[why]
         return verdicts
 
-    def _task(self, completion: str, problem: Problem) -> Verdict | tuple[bytes, float]:
-        """What can be said without reading an answer, or a request to a worker and its seconds."""
+    def _task(self, completion: str, problem: Problem) -> Verdict | tuple[tuple, tuple, float]:
+        """What can be said without reading an answer; or a key that equal questions share, the request to a
+        worker, and its seconds."""
         if self.custom is not None:
-            return pickle.dumps(("custom", completion, problem)), self.time_limit
+            return (id(problem), completion), ("custom", completion, problem), self.time_limit
         if problem.domain == "countdown":
             return countdown_verdict(completion, problem)
         if problem.domain == "choice":
             return choice_verdict(completion, problem)
         if problem.domain == "math":
-            answer = last_box(completion)
+            answer, gold = last_box(completion), problem.answer
             meta = {key: problem.meta[key] for key in ("rel_tol", "abs_tol", "unit") if key in problem.meta}
-            request = pickle.dumps(("math", answer, problem.answer, meta))
-            return NO_ANSWER if answer is None else (request, min(MATH_SECONDS, self.time_limit))
-        if problem.domain != "code":
-            raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
-        tests = problem.meta.get("tests")
-        if not isinstance(tests, dict) or tests.get("type") not in ("assert", "stdio"):
-            wanted = "{type: assert, code} or {type: stdio, cases}"
-            raise UserError(f"problem {problem.id} has no tests: {wanted}")
-        blocks = fenced_blocks(completion)
-        if not blocks:
-            return NO_ANSWER
-        self.sandbox = self.sandbox or self._find_sandbox()
-        request = pickle.dumps(("program", blocks, tests, self.sandbox, self.code_seconds))
-        return request, 2 * self.code_seconds + 3
+            request = ("math", answer, gold, meta), min(MATH_SECONDS, self.time_limit)
+            return NO_ANSWER if answer is None else ((answer, gold, repr(meta)), *request)
+        if problem.domain == "code":
+            tests, blocks = problem.meta.get("tests"), fenced_blocks(completion)
+            if not isinstance(tests, dict) or tests.get("type") not in ("assert", "stdio"):
+                wanted = "{type: assert, code} or {type: stdio, cases}"
+                raise UserError(f"problem {problem.id} has no tests: {wanted}")
+            if not blocks:
+                return NO_ANSWER
+            self.sandbox = self.sandbox or self._find_sandbox()
+            request = ("program", blocks, tests, self.sandbox, self.code_seconds)
+            return (id(problem), *blocks), request, 2 * self.code_seconds + 3
+        raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
 
     def score_groups(self, groups: list[list], problems: list[Problem]) -> list[list[Verdict]]:
         """Verdicts of groups of samples, which have a `text`, one group for each problem."""
@@ -144,32 +146,13 @@ class Verifier:
         verdicts = iter(self.score(texts, of_texts))
         return [[next(verdicts) for _ in group] for group in groups]
 
-    def _ask(self, tasks: list[tuple[bytes, float]]) -> list[str]:
-        """One of WHY for each. Raises UserError for a verifier of the user's own that is broken."""
-        replies = self.pool.ask(tasks)
-        for why, said in replies:
-            if why == "refused":
-                raise UserError(said)
-            if said and not self.shown:
-                print(f"verify: this error is counted, and not shown again:\n{said}", file=sys.stderr)
-                self.shown = True
-        counts = Counter(why for why, _ in replies)
-        if self.custom and not self.judged and tasks and counts.keys() <= {"error", "timeout"}:
-            raise UserError(f"--verifier {self.custom} judged none of the first {len(tasks)} completions "
-                            f"({dict(counts)}): mend it, or raise --verifier-seconds or --verifier-memory")
-        self.judged = self.judged or bool(tasks)
-        return [why for why, _ in replies]
-
     def _find_sandbox(self) -> str:
         """Asks a worker how programs can be kept in, and says so. Raises UserError if they cannot."""
-        ((mode, _),) = self.pool.ask([(pickle.dumps(("sandbox",)), 60)])
-        if mode not in ("root", "user", "nobody"):
-            raise UserError(
-                "programs need a sandbox: util-linux (unshare, mount, setpriv), and either the right to make "
-                f"user namespaces, or root and a Python that other users can read ({sys.base_prefix})"
-            )
-        kind = "another user, no namespaces: see docs/verify.md" if mode == "nobody" else "namespaces"
-        print(f"code sandbox: {kind}", file=sys.stderr, flush=True)
+        (mode,) = self.pool.ask([(("sandbox",), 60)])
+        if mode not in sandbox.MODES:
+            needs = "either the right to make user namespaces, or root and a Python that other users can read"
+            raise UserError(f"programs need a sandbox: util-linux (unshare, mount, setpriv) and {needs}")
+        print(f"code sandbox: {sandbox.MODES[mode]}", file=sys.stderr, flush=True)
         return mode
 
     def close(self) -> None:
@@ -185,46 +168,42 @@ class Verifier:
 
 # ---- checks ------------------------------------------------------------------------------------------------
 
-def plain(gold: str) -> str | None:
-    """TEMPORARY, until machinery.answers has it: a gold's value in plain writing, None if no answer can meet it."""
-    return getattr(answers, "plain", str)(gold)
-
-
 def gold_completion(problem: Problem) -> str:
     """A completion that must verify: a reference trace, a reference program, or the answer in a box."""
     if problem.domain == "code":
         return f"``````python\n{problem.answer}\n``````"
     if problem.domain == "countdown":
         return problem.solution
-    answer = plain(problem.answer) if problem.domain == "math" else problem.answer
+    answer = problem.answer
+    if problem.domain == "math":
+        answer = getattr(answers, "plain", str)(answer)  # TEMPORARY, until answers.plain is merged
     return "" if answer is None else f"\\boxed{{{answer}}}"
 
 
 def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
-    """The problems whose reference answer verifies; the others are named on standard error, as are those whose
-    tests are passed by a program that does nothing.
+    """The problems whose reference answer verifies, and whose tests fail a program that does nothing.
 
-    Raises UserError if these are more than 1 %: training on rewards that cannot be earned, or need not be,
-    teaches nothing. A verifier of the user's own is not checked, since only it knows what is right.
+    The others are named on standard error. Raises UserError if they are more than 1 %: rewards that cannot be
+    earned, or need not be, teach nothing. A verifier of the user's own is not checked: only it knows what is
+    right.
     """
     if verifier.custom is not None:
         return problems
-    bad = {}
-    for problem, verdict in zip(problems, verifier.score([gold_completion(p) for p in problems], problems)):
+    bad, golds = {}, [gold_completion(problem) for problem in problems]
+    for problem, gold, verdict in zip(problems, golds, verifier.score(golds, problems)):
         if not verdict.correct:
-            unmet = problem.domain == "math" and plain(problem.answer) is None
-            bad[problem.id] = "no answer can meet it" if unmet else verdict.why
+            bad[problem.id] = verdict.why if gold else "no answer can meet it"
     programs = [problem for problem in problems if problem.domain == "code"]
-    nothing = f"```python\n{sandbox.NOTHING}```"
-    for problem, verdict in zip(programs, verifier.score([nothing] * len(programs), programs)):
+    nothing = [f"```python\n{sandbox.NOTHING}```"] * len(programs)
+    for problem, verdict in zip(programs, verifier.score(nothing, programs)):
         if verdict.correct:
             bad[problem.id] = "a program that does nothing passes its tests"
     if bad:
         named = ", ".join(f"{id} ({why})" for id, why in [*bad.items()][:20])
         message = f"{len(bad)} of {len(problems)} reference answers do not verify against themselves: {named}"
         if len(bad) > 0.01 * len(problems):
-            raise UserError(f"{message}: mend the answers (tests have to compare results of the program), or bring "
-                            "a verifier of your own with --verifier module:function")
+            raise UserError(f"{message}: mend the answers (tests have to compare results of the program), or "
+                            "bring a verifier of your own with --verifier module:function")
         print(f"{message}: left out", file=sys.stderr)
     return [problem for problem in problems if problem.id not in bad]
 
@@ -250,67 +229,54 @@ def run_cases(path: str, verifier: Verifier, require: float) -> bool:
     start = time.monotonic()
     verdicts = verifier.score(completions, problems)
     seconds = time.monotonic() - start
-    table: dict[str, Counter] = {}
+    of = Counter(row.get("kind", "all") for row in rows)
+    false = {True: Counter(), False: Counter()}  # positives and negatives, by kind
     for row, verdict in zip(rows, verdicts):
-        false = "false positive" if verdict.correct else "false negative"
-        kind = "right" if verdict.correct == row["correct"] else false
-        table.setdefault(row.get("kind", "all"), Counter())[kind] += 1
-    total = sum(table.values(), Counter())
-    for kind, counts in sorted(table.items()):
-        if counts["right"] < counts.total():
-            positive, negative = counts["false positive"], counts["false negative"]
-            found = f"{positive:>4} false positives{negative:>4} false negatives"
-            print(f"{kind:<28}{found}  of {counts.total()}")
-    accuracy = total["right"] / len(rows)
-    positive, negative = total["false positive"], total["false negative"]
+        false[verdict.correct][row.get("kind", "all")] += verdict.correct != row["correct"]
+    for kind in sorted(+false[True] | +false[False]):
+        positive, negative = false[True][kind], false[False][kind]
+        print(f"{kind:<28}{positive:>4} false positives{negative:>4} false negatives  of {of[kind]}")
+    positive, negative = false[True].total(), false[False].total()
+    accuracy = 1 - (positive + negative) / len(rows)
     print(f"accuracy {accuracy:.4f}, {positive} false positives, {negative} false negatives of {len(rows)}; "
           f"{seconds:.1f} s; verdicts {dict(Counter(v.why for v in verdicts))}")
     return accuracy >= require
 
 
-def read_completions(path: str, problems: list[Problem]) -> tuple[list[str], list[Problem]]:
-    """Rows with completion, and id or index of its problem; without either they are in the problems' order."""
-    by_id = {problem.id: problem for problem in problems}
-    completions, found = [], []
+def read_completions(path: str, problems: list[Problem]) -> list[tuple[str, str, Problem]]:
+    """("completions", text, problem) of each row: the problem by its id, its index, or the row's number."""
+    rows, by_id = [], {problem.id: problem for problem in problems}
     for number, row in enumerate(read_file(Path(path))):
         try:
-            completions.append(str(row["completion"]))
-            found.append(by_id[str(row["id"])] if "id" in row else problems[int(row.get("index", number))])
+            problem = by_id[str(row["id"])] if "id" in row else problems[int(row.get("index", number))]
+            rows.append(("completions", str(row["completion"]), problem))
         except (LookupError, TypeError, ValueError):
             needs = "a completion, and an id or index of a problem of --data"
             raise UserError(f"{path}, row {number}: needs {needs}") from None
-    return completions, found
-
-
-def print_table(title: str, rows: dict[str, list[Verdict]]) -> None:
-    print(f"{title:<20}{'rows':>6}" + "".join(f"{why:>11}" for why in WHY))
-    for name, verdicts in rows.items():
-        counts = Counter(verdict.why for verdict in verdicts)
-        print(f"{name:<20}{counts.total():>6}" + "".join(f"{counts[why]:>11}" for why in WHY))
+    return rows
 
 
 def run_data(args, verifier: Verifier) -> None:
     """Prints the verdicts on --completions or, without them, on the reference answers."""
     problems = load(args.data, args.split)
+    rows = [(p.domain, gold_completion(p), p) for p in problems]  # (what it is, completion, problem)
     if args.completions:
-        texts, problems = read_completions(args.completions, problems)
-        forms = {"completions": texts}
+        rows = read_completions(args.completions, problems)
     elif args.verifier:
-        forms = {"boxed": [gold_completion(p) for p in problems], "bare": [p.answer for p in problems]}
+        rows = [("boxed", text, p) for _, text, p in rows] + [("bare", p.answer, p) for p in problems]
+    kinds, texts, of = zip(*rows)
+    verdicts = verifier.score(texts, of)
+    print(f"{'':<20}{'rows':>6}" + "".join(f"{why:>11}" for why in WHY))
+    for kind in sorted(set(kinds)):
+        counts = Counter(verdict.why for other, verdict in zip(kinds, verdicts) if other == kind)
+        print(f"{kind:<20}{counts.total():>6}" + "".join(f"{counts[why]:>11}" for why in WHY))
+    if args.completions or args.verifier:
+        for number in range(0, len(rows), max(1, len(rows) // 10)):
+            text, problem = texts[number][-60:], of[number]
+            print(f"{kinds[number]} {problem.id}: {verdicts[number].why} for {text!r}")
     else:
-        verdicts = verifier.score([gold_completion(p) for p in problems], problems)
-        table = {domain: [] for domain in sorted({p.domain for p in problems})}
-        for problem, verdict in zip(problems, verdicts):
-            table[problem.domain].append(verdict)
-        print_table("reference answers", table)
         kept = check_golds(problems, verifier)
         print(f"{args.data}: {len(kept)} of {len(problems)} reference answers verify against themselves")
-        return
-    table = {form: verifier.score(texts, problems) for form, texts in forms.items()}
-    print_table(args.verifier or "built-in", table)
-    for form, texts in forms.items():
-        for problem, text, verdict in [*zip(problems, texts, table[form])][:5]:
-            print(f"{form} {problem.id}: {verdict.why} for {text[-60:]!r}")
 
 
 @dataclass
@@ -332,7 +298,8 @@ def main() -> None:
     import tyro  # slow to import
 
     args = tyro.cli(Args, description=__doc__)
-    with Verifier(args.workers, args.verifier_seconds, args.verifier or None, memory=args.verifier_memory) as verifier:
+    seconds, memory = args.verifier_seconds, args.verifier_memory
+    with Verifier(args.workers, seconds, args.verifier or None, memory) as verifier:
         if args.cases:
             sys.exit(0 if run_cases(args.cases, verifier, args.require) else 1)
         elif args.data:

@@ -32,8 +32,8 @@ def fenced_blocks(completion: str) -> list[tuple[str, str]]:
 
 
 def last_program(blocks: list[tuple[str, str]]) -> str:
-    """The last block that is marked as Python, or that is not marked and calls or defines something: a block of
-    output does not. Without one, the last block."""
+    """The last block that is marked as Python, or is not marked and calls or defines something, which output
+    does not. Without one, the last block."""
     for mark, text in reversed(blocks):
         text = textwrap.dedent(text)
         if re.match(r"\W*(python|py)\d*\b", mark, re.IGNORECASE) or (not mark and is_program(text)):

@@ -4,7 +4,7 @@ Lines of JSON come in and go out: the program, then one request after the other,
 go out as plain data. `encode` and `decode` are used outside too, for the way of the arguments.
 """
 
-import collections.abc
+import collections.abc  # noqa: F401  named below
 import importlib
 import itertools
 import json
@@ -54,7 +54,7 @@ def named(path: str):
 
 
 def encode(value, number):
-    """A value as JSON: of a type that JSON has not as {type: arguments}; what is not plain as its `number`."""
+    """A value as JSON: of a type that JSON lacks as {type: arguments}; what is not plain as its `number`."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, int) and -(2**63) < value < 2**63:
@@ -122,13 +122,14 @@ def answer(code, seconds: int, requests, replies) -> None:
 
 
 def run_cases(code, seconds: int, requests, replies, quick: bool) -> None:
-    """A request is [standard input]; the program runs in a fork. The reply: {"value": [exit code, output]}.
+    """A request is [standard input] of a fork that runs the program, a reply {"value": [exit code, output]}.
 
-    `quick`: all that has to be done at the end is to write what was printed. An interpreter's usual end costs
-    three times as much as all the rest.
+    `quick`: at its end it only has to write what it has printed. An interpreter's usual end costs three times
+    as much as all the rest.
     """
     for line in requests:
-        with open(os.memfd_create("input"), "w+b") as given, open(os.memfd_create("output"), "w+b") as printed:
+        given, printed = (open(os.memfd_create(name), "w+b") for name in ("input", "output"))
+        with given, printed:
             given.write(json.loads(line)[0].encode(errors="replace"))
             given.seek(0)
             case = os.fork()

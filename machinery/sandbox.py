@@ -1,10 +1,10 @@
 """A program that is not ours: it answers from a sandbox, and the tests stay outside.
 
-    judge([("python", "def f(x): return 2 * x")], {"type": "assert", "code": "assert f(1) == 2"}, "root")  # right
+    judge([("python", "def f(x): return x")], {"type": "assert", "code": "assert f(1) == 1"}, "root")  # right
 
-machinery/inside.py is what runs in the sandbox. No expected value and no verdict ever enters it: assertions run
-here, and a name that they use and do not define stands for the program's. For the workers of verify.py: what a
-program leaves behind becomes a child of the worker, its subreaper, which ends all its children.
+machinery/inside.py is what runs in the sandbox. No expected value and no verdict ever enters it: assertions
+run here, and a name that they use and do not define stands for the program's. For machinery/workers.py: what
+a program leaves behind becomes a child of the worker, its subreaper, which ends all its children.
 """
 
 import ast
@@ -47,8 +47,8 @@ FOLDERS = [f for f in dict.fromkeys(SYSTEM) if os.path.isdir(f) and not f.starts
 DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
 MOUNTS = ["/proc proc none rbind", *(f"{device} .{device} none bind" for device in DEVICES)]
 MOUNTS += ["{0} .{0} none rbind,ro,nosuid,nodev".format(folder.replace(" ", r"\040")) for folder in FOLDERS]
-# A root folder in memory with the system's and Python's folders, read-only; then process numbers of its own. The
-# first of them is a shell, which the program cannot end and which nothing outlives.
+# A root folder in memory with the system's and Python's folders, read-only; then process numbers of its own,
+# the first of which is a shell's: the program cannot end it, and nothing outlives it.
 JAIL = rf"""set -e
 mount -t tmpfs -o size=64m,mode=777 none .
 cd "$PWD"
@@ -56,13 +56,15 @@ mkdir -p dev proc {shlex.join(f".{folder}" for folder in FOLDERS)}
 for device in {" ".join(DEVICES)}; do : > .$device; done
 printf '%s\n' {shlex.join(MOUNTS)} > mounts
 mount --all --fstab mounts
-exec unshare --pid --fork --kill-child --root=. --wd=/ --mount-proc sh -c 'unset PWD OLDPWD; "$@"; exit' sh "$@"
+exec unshare --pid --fork --kill-child --root=. --wd=/ --mount-proc \
+    sh -c 'unset PWD OLDPWD; "$@"; exit' sh "$@"
 """
+MODES = {"root": "namespaces", "user": "namespaces", "nobody": "another user, no namespaces (docs/verify.md)"}
 
 
 def nobody() -> int:
-    """A user without files and other processes, of the range that systemd has for such: one for each worker,
-    so that a program that signals all it can reach does not reach the programs of the others."""
+    """A user without files or processes, of the range that systemd keeps for such; one for each worker, so
+    that a program that signals all it can reach does not reach another worker's."""
     return 61_184 + os.getpid() % 4_336
 
 
@@ -102,13 +104,9 @@ class Program:
             os.chown(self.folder.name, nobody(), nobody())
         self.process = subprocess.Popen(
             [*isolated(mode), sys.executable, "-I", "-c", INSIDE, kind, str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self.folder.name,
-            env=ENVIRONMENT,
-            start_new_session=True,
-        )
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=self.folder.name, env=ENVIRONMENT, start_new_session=True,
+        )  # fmt: skip
         self.timer = threading.Timer(2 * seconds, self.end)
         self.timer.start()
         self.send(source)
@@ -151,15 +149,15 @@ class Program:
         except Exception:  # not what `answer` writes: it has ended, most often by the kernel for its CPU time
             late = time.monotonic() - self.start > self.seconds
             raise Stopped("timeout" if late else "wrong") from None
+        self.results += len(request) == 3 or not isinstance(value, Remote)  # of a call, or a plain value
         if "raised" not in reply:
-            self.results += len(request) == 3 or not isinstance(value, Remote)  # a call, or a plain value
             return value
-        self.check(True)
+        self.check()  # `try: f(-1)`, then `except ValueError: pass`
         raise known() if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(reply)
 
-    def check(self, raised: bool = False) -> None:
-        """A check of the tests has taken place; of a result, if there was one."""
-        self.checks += raised or self.results > 0
+    def check(self) -> None:
+        """A check of the tests has taken place: it counts if there is a result that it can have been of."""
+        self.checks += self.results > 0
 
 
 class Remote:
@@ -186,12 +184,13 @@ def as_text(value) -> str:
 
 def stdio_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
     """Whether the program prints each case's output, by line without trailing blanks. Raises Stopped."""
+    def lines(text: str) -> list[str]:
+        return [line.rstrip() for line in text.rstrip().splitlines()]
+
     with Program(source, "stdio", mode, seconds) as program:
         for case in tests["cases"]:
             code, printed = program.ask(as_text(case["input"]))
-            texts = (printed, as_text(case["output"]))
-            said, wanted = ([line.rstrip() for line in text.rstrip().splitlines()] for text in texts)
-            if code != 0 or said != wanted:
+            if code != 0 or lines(printed) != lines(as_text(case["output"])):
                 return False
     return len(tests["cases"]) > 0
 
@@ -215,7 +214,7 @@ def assert_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
         module = Remote(program, 0)
         try:
             for name in free_names(code) - here.keys() - (set(dir(builtins)) - {entry}):
-                if name in sys.stdlib_module_names and name != entry:  # MBPP's tests use `math` without an import
+                if name in sys.stdlib_module_names and name != entry:  # MBPP's tests do not import `math`
                     here[name] = importlib.import_module(name)
                 else:
                     here[name] = getattr(module, name)
@@ -253,24 +252,22 @@ def free_names(code: str) -> set[str]:
 
 
 def run_tests(here: dict) -> None:
+    """The functions and classes of tests among these names; what has arguments is no test."""
     for name, value in list(here.items()):
         if getattr(value, "__module__", "") != "tests":
             continue
         if isinstance(value, type) and issubclass(value, unittest.TestCase):
             unittest.defaultTestLoader.loadTestsFromTestCase(value).debug()
-        elif isinstance(value, type) and name.startswith("Test"):
-            for method in vars(value):
-                if method.startswith("test"):
-                    getattr(value(), method)()
-        elif isinstance(value, types.FunctionType) and name.startswith("test") and not value.__code__.co_argcount:
-            value()
+        elif name.startswith("test") and isinstance(value, types.FunctionType):
+            if value.__code__.co_argcount == 0:
+                value()
 
 
 def judge(blocks: list[tuple[str, str]], tests: dict, mode: str, seconds: int = CODE_SECONDS) -> str:
     """right, wrong or timeout for the program in these blocks.
 
-    The tests are {"type": "assert", "code"} or {"type": "stdio", "cases": [{"input", "output"}]}. The program
-    may take `seconds` of CPU time, whole ones, and twice that of wall time. Raises what ill-formed tests raise.
+    Tests: {"type": "assert", "code"} or {"type": "stdio", "cases": [{"input", "output"}]}. The program may
+    take `seconds` of CPU time, whole ones, and twice that of wall time. Raises what ill-formed tests raise.
     """
     right = {"stdio": stdio_right, "assert": assert_right}[tests["type"]]
     try:

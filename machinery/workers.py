@@ -1,7 +1,7 @@
 """Processes that judge completions: killed when one takes too long, and replaced at once.
 
     pool = Pool(2, memory=2.0, custom="")
-    pool.ask([(pickle.dumps(("math", "x+1", "1+x", {})), 1.5)])  # [("right", "")]
+    pool.ask([(("math", "x+1", "1+x", {}), 1.5)])  # ["right"]
 
 A template process loads what is slow to load and forks the workers: the trainer, which may have threads and
 CUDA, never forks, and a new worker costs milliseconds.
@@ -36,8 +36,8 @@ MATH_CPU_SECONDS = 0.4  # for one comparison; all of some 1500 labelled ones tak
 # ---- in the processes --------------------------------------------------------------------------------------
 
 def fork_workers(memory: str = "2", custom: str = "") -> None:
-    """The template. Each message on its standard input, a socket, brings one end of a new worker's own socket."""
-    if not custom and not answers.math_equal(r"\sin^2 x", r"1-\cos^2 x", {}):  # loads what sympy loads when asked
+    """The template. A message on its standard input, a socket, brings the end of a new worker's own one."""
+    if not custom and not answers.math_equal(r"\sin^2 x", r"1-\cos^2 x", {}):  # loads much of sympy
         raise UserError("the installed sympy does not find sin^2 x = 1 - cos^2 x")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a worker that ends leaves nothing
     orders = socket.socket(fileno=os.dup(0))
@@ -134,14 +134,14 @@ class Worker:
                 return
         raise UserError(f"verifier workers do not start: `{shlex.join(self.pool.command)}` says why")
 
-    def ask(self, request: bytes, seconds: float) -> tuple[str, str]:
-        """Its reply; ("timeout", "") after `seconds`, ("error", "") if it dies."""
+    def ask(self, request: tuple, seconds: float) -> tuple[str, str]:
+        """Its reply; timeout after `seconds`, error if it dies. Raises UserError if it refuses."""
         if not self.alive():
             self.start()
         self.socket.settimeout(seconds)
         why, said = "error", ""
         try:
-            self.socket.sendall(request)
+            self.socket.sendall(pickle.dumps(request))
             why, said = json.loads(self.replies.readline())
         except TimeoutError:
             why = "timeout"
@@ -149,10 +149,12 @@ class Worker:
             self.kill()
         if why == "timeout":
             self.kill()
+        if why == "refused":
+            raise UserError(said)
         return why, said
 
     def alive(self) -> bool:
-        """False if it has ended since its last reply: the kernel takes the largest process when memory is short."""
+        """Not so if the kernel has taken it since its last reply, as it does when memory is short."""
         if not self.pid:
             return False
         poll = select.poll()
@@ -177,9 +179,10 @@ class Pool:
         self.workers: list[Worker] = []
         self.template: subprocess.Popen | None = None
         self.lock = Lock()
+        self.shown = False  # an error
 
-    def ask(self, tasks: list[tuple[bytes, float]]) -> list[tuple[str, str]]:
-        """The replies to (request, seconds), in order. Raises UserError if no worker starts."""
+    def ask(self, tasks: list[tuple[tuple, float]]) -> list[str]:
+        """One of verify.WHY for each (request, seconds). Raises UserError if none starts or one refuses."""
         replies: list = [None] * len(tasks)
         left = iter(enumerate(tasks))
         while len(self.workers) < min(self.size, len(tasks)):
@@ -192,10 +195,14 @@ class Pool:
         with ThreadPoolExecutor(self.size) as threads:
             try:
                 list(threads.map(serve, self.workers))
-            except BaseException:  # Ctrl-C, or no worker starts: nothing is left for the other threads
+            except BaseException:  # Ctrl-C, or a UserError: nothing is left for the other threads
                 list(left)
                 raise
-        return replies
+        for _, said in replies:
+            if said and not self.shown:
+                print(f"verify: this error is counted, and not shown again:\n{said}", file=sys.stderr)
+                self.shown = True
+        return [why for why, _ in replies]
 
     def fork(self) -> socket.socket:
         """The trainer's end of a socket to a new worker."""

@@ -30,7 +30,7 @@ GOOD = "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, 
 
 # ---- the modes of the sandbox ------------------------------------------------------------------------------
 
-# Makes a Python that is closed to other users, in root's folder for instance, readable, for what it starts alone.
+# Makes a Python that other users cannot read (in root's folder, say) readable, for what it starts alone.
 OPENED = [] if os.getuid() else ["unshare", "--mount", "sh", "-c", f"""set -e
 prefix={sys.base_prefix}
 top=/$(echo $prefix | cut -d/ -f2)
@@ -63,12 +63,13 @@ from machinery import sandbox
 tests = {{"type": "assert", "code": "assert f() == 1"}}
 print(sandbox.judge([("python", "import heapq\\ndef f(): return 1")], tests, {mode!r}))
 """
-    asked = subprocess.run([*STARTED[mode], sys.executable, "-c", program], cwd="/", capture_output=True, text=True)
+    call = [*STARTED[mode], sys.executable, "-c", program]
+    asked = subprocess.run(call, cwd="/", capture_output=True, text=True)
     return asked.stdout == "right\n"
 
 
 OFFERED = [mode for mode in STARTED if offered(mode)]
-MODES = [pytest.param(mode, marks=[] if mode in OFFERED else pytest.mark.skip(f"this machine does not lend {mode}"))
+MODES = [pytest.param(mode, marks=pytest.mark.skipif(mode not in OFFERED, reason="not lent by this machine"))
          for mode in STARTED]
 
 
@@ -237,9 +238,11 @@ def test_the_last_block_is_the_program(completion, why, verifier):
 @pytest.mark.parametrize("program, tests, why", [
     ("import numpy as np\ndef f(a): return np.sum(a)", "assert f([1, 2]) == 3", "right"),
     ("import numpy as np\ndef f(a): return np.all(a), np.int8(3)", "assert f([1]) == (True, 3)", "right"),
-    ("import numpy as np\ndef f(a): return np.float32(a)", "assert abs(f(.1) - .1) < 1e-6 and f(.5) == .5", "right"),
+    ("import numpy as np\ndef f(a): return np.float32(a)",
+     "assert abs(f(.1) - .1) < 1e-6 and f(.5) == .5", "right"),
     ("import numpy as np\ndef f(a): return np.array(a) * 2",
-     "import numpy as np\nassert f([1, 2]).tolist() == [2, 4] and np.allclose(f(np.ones(2)), [2, 2])", "right"),
+     "import numpy as np\n"
+     "assert f([1, 2]).tolist() == [2, 4] and np.allclose(f(np.ones(2)), [2, 2])", "right"),
     ("import numpy as np\ndef f(a): return np.array(a)", "assert (f([1, 2]) == [1, 3]).all()", "wrong"),
     ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(2)) == [0, 1]", "right"),
     ("def f(d): return d.keys(), d.values(), d.items()",
@@ -248,7 +251,8 @@ def test_the_last_block_is_the_program(completion, why, verifier):
      "from decimal import Decimal\nassert f('0.1') == Decimal('0.1')", "right"),
     ("from fractions import Fraction\ndef f(x): return Fraction(1, x)",
      "from fractions import Fraction\nassert f(2) == Fraction(1, 2) == .5", "right"),
-    ("from datetime import *\ndef f(d): return d + timedelta(1), datetime(2024, 2, 28, 7), timedelta(hours=1)",
+    ("from datetime import *\n"
+     "def f(d): return d + timedelta(1), datetime(2024, 2, 28, 7), timedelta(hours=1)",
      "from datetime import *\nassert f(date(2024, 2, 28)) == "
      "(date(2024, 2, 29), datetime(2024, 2, 28, 7), timedelta(hours=1))", "right"),
     ("class I(int): pass\ndef f(x): return [I(x), True, x ** 70, bytearray(b'a')]",
@@ -257,8 +261,8 @@ def test_the_last_block_is_the_program(completion, why, verifier):
     ("class Solution:\n    def twoSum(self, nums: List[int], target: int) -> List[int]: return [0, 1]",
      {"type": "assert", "code": "def check(candidate):\n    assert candidate([2, 7], 9) == [0, 1]",
       "entry_point": "Solution().twoSum"}, "right"),
-    ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
-     "def f(x): return P(x)", "assert f(2).x == 2", "right"),
+    ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+     "@dataclass\nclass P:\n    x: int\ndef f(x): return P(x)", "assert f(2).x == 2", "right"),
     ("def f(x): return x", "for f_ in (1, 2):\n    def g(f): return f\n    assert g(f(f_)) == f_", "right"),
 ])
 def test_results_are_compared_by_value(program, tests, why, verifier):
@@ -269,13 +273,15 @@ RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return 'x'"
 CASE = "import unittest\nclass {}(unittest.TestCase):\n    def setUp(self): self.one = 1\n"
 TESTED = {  # tests that `RIGHT` passes and `WRONG` does not
     "pytest": "def test_f():\n    assert f(1) == 2\n",
-    "pytest, wrong at the second": "def test_f():\n    assert f(1) != 3\ndef test_g():\n    assert f(1) == 2\n",
-    "class of pytest": "class TestF:\n    def test_f(self):\n        assert f(1) == 2\n",
+    "pytest, wrong at the second": "def test_f():\n    assert f(1) != 3\n"
+        "def test_g():\n    assert f(1) == 2\n",
     "unittest": CASE.format("T") + "    def test_f(self):\n        self.assertEqual(f(self.one), 2)\n",
-    "unittest by name": CASE.format("TestCases") + "    def test_f(self):\n        self.assertTrue(f(1) == 2)\n"
+    "unittest by name": CASE.format("TestCases")
+        + "    def test_f(self):\n        self.assertTrue(f(1) == 2)\n"
         "if __name__ == '__main__':\n    unittest.main()\n",
     "check": {"code": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "f"},
-    "check that is called": {"code": "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)", "entry_point": "f"},
+    "check that is called": {"code": "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)",
+        "entry_point": "f"},
     "helper": "def same(a, b):\n    assert a == b\nsame(f(1), 2)",
     "raise": "if f(1) != 2:\n    raise ValueError",
     "numpy": "import numpy as np\nnp.testing.assert_allclose(f(1), 2)",
@@ -285,8 +291,9 @@ UNTESTED = {  # tests that compare nothing: no program is right
     "no code": "", "no cases": {"type": "stdio", "cases": []},
     "check that is not called": "def check(candidate):\n    assert candidate(1) == 2\n",
     "function with arguments": "def test_f(case):\n    assert f(1) == 2\n",
-    "call": "f(1)", "name": "assert callable(f)", "print": "print(f(1) == 2)", "loop of none":
-    "for x in []:\n    assert f(x) == 2", "before the result": "assert True\nf(1)", "pass": "def test_f():\n    pass",
+    "call": "f(1)", "name": "assert callable(f)", "print": "print(f(1) == 2)",
+    "loop of none": "for x in []:\n    assert f(x) == 2", "before the result": "assert True\nf(1)",
+    "pass": "def test_f():\n    pass",
 }
 
 
@@ -307,11 +314,13 @@ def test_where_nothing_is_checked_nothing_is_right(name, verifier):
 
 def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
     """Their rewards could be had for nothing: they are named and left out."""
-    passed = ["assert f(1) != 7", "assert f(1)", "try:\n    assert f(1) == 3\nexcept AssertionError:\n    assert 1",
-              "f(1)\nassert True", stdio(("1", ""))]
+    passed = ["assert f(1) != 7", "assert f(1)",
+              "try:\n    assert f(1) == 3\nexcept AssertionError:\n    assert 1", "f(1)\nassert True",
+              stdio(("1", ""))]
     good = [Problem(f"good/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(f"assert f({i}) == {i + 1}")})
             for i in range(3)]
-    bad = [Problem(f"bad/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(tests)}) for i, tests in enumerate(passed)]
+    bad = [Problem(f"bad/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(tests)})
+           for i, tests in enumerate(passed)]
     rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(600)]
     assert check_golds([*good, *bad, *rest], verifier) == [*good, *rest]
     said = capsys.readouterr().err
@@ -323,7 +332,8 @@ def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
 
 def test_input_and_output_as_lists_and_numbers(verifier):
     cases = [{"input": ["2", "3 4"], "output": [5, 9]}, {"input": ["0", 1], "output": 1}]
-    program = "n = int(input())\nx = sum(map(int, input().split()))\nprint(x - n if n else 1)\nif n: print(x + n)"
+    program = "n = int(input())\nx = sum(map(int, input().split()))\n"
+    program += "print(x - n if n else 1)\nif n: print(x + n)"
     assert whys(verifier, (fenced(program), {"type": "stdio", "cases": cases})) == ["right"]
     cases[0]["output"] = [5, 8]
     assert whys(verifier, (fenced(program), {"type": "stdio", "cases": cases})) == ["wrong"]
@@ -333,17 +343,20 @@ def test_200_cases_take_one_start(verifier):
     cases = stdio(*((f"{i}\n", f"{i * i}\n") for i in range(200)))
     assert whys(verifier, (fenced("n = int(input())\nprint(n * n)"), cases)) == ["right"]
     late = "n = int(input())\nprint(n * n if n < 199 else 0)"
-    state = "import os\nopen('n', 'a').write('x')\nn = int(input())\nprint(n * n, os.path.getsize('n') and '')"
+    state = "import os\nopen('n', 'a').write('x')\nn = int(input())\n"
+    state += "print(n * n, os.path.getsize('n') and '')"
     assert whys(verifier, (fenced(late), cases), (fenced(state), cases)) == ["wrong", "right"]
 
 
 @pytest.mark.parametrize("program", [
     # One case cannot answer for another: what the first leaves behind does not print for the second.
     "import os, sys, time\nn = input()\nif n == '1':\n    print('one', flush=True)\n    if os.fork() == 0:\n"
-    "        for _ in range(30):\n            for fd in range(3, 64):\n                try: os.write(fd, b'two')\n"
-    "                except OSError: pass\n            time.sleep(.05)",
-    "import __main__, sys\nif input() == '1':\n    print('one')\n    __main__.kept = 'two'\nelse:\n    print(__main__.kept)",
-    "import os, signal\nif input() == '1':\n    print('one', flush=True)\n    os.kill(os.getppid(), signal.SIGKILL)",
+    "        for _ in range(30):\n            for fd in range(3, 64):\n"
+    "                try: os.write(fd, b'two')\n                except OSError: pass\n"
+    "            time.sleep(.05)",
+    "import __main__\nif input() == '1':\n    print('one')\n    __main__.kept = 'two'\n"
+    "else:\n    print(__main__.kept)",
+    "import os\nif input() == '1':\n    print('one', flush=True)\n    os.kill(os.getppid(), 9)",
     "import os\nprint('one' if input() == '1' else 'two' * (os.fork() > 0))\nos.kill(-1, 9)",
 ])
 def test_a_case_cannot_answer_for_another(program, verifier):
@@ -356,27 +369,32 @@ F, G = "def f(): return 1", "def g():\n    return 1"
 
 
 @pytest.mark.parametrize("completion, program", [
-    ("no block", None), (f"```python\n{F}\n```", F), (f"```\n{F}\n```", F), (f"```python\n{F}", F), ("```python\n", None),
+    ("no block", None), (f"```python\n{F}\n```", F), (f"```\n{F}\n```", F), (f"```python\n{F}", F),
+    ("```python\n", None),
     (f"1. Do:\n   ```python\n   {F}\n   ```\n", F), (f"   ```python\n{F}\n   ```", F),
-    (f"\t```py\n\tdef g():\n\t    return 1\n\t```", G),
+    ("\t```py\n\tdef g():\n\t    return 1\n\t```", G),
     (f"```python\n{F}\n```\nOutput:\n```\n1\n```", F), (f"```python\n{F}\n```\n```\nresult: 1\n```", F),
     (f"```python\n{F}\n```\nRun it:\n```bash\npython f.py\n```", F),
     (f"```python\n{F}\n```\n```text\nprint(1)\n```", F), (f"```python\n{F}\n```\n```\n>>> f()\n1\n```", F),
-    (f"```\n{F}\n```\n```\n[1, 2]\n```", F), (f"```\nx = 1\n```", "x = 1"),
-    (f"```python\nx = 0\n```\nrather\n```\n{F}\n```", F), (f"```python\n{F}```", F), (f"```python\n{G}```\nend", G),
+    (f"```\n{F}\n```\n```\n[1, 2]\n```", F), ("```\nx = 1\n```", "x = 1"),
+    (f"```python\nx = 0\n```\nrather\n```\n{F}\n```", F), (f"```python\n{F}```", F),
+    (f"```python\n{G}```\nend", G),
     (f"````python\n{F}\n````", F), (f"~~~python\n{F}\n~~~", F), (f"~~~\n{F}\n~~~\n", F),
     (f"```Python3 title=x\n{F}\n```", F),
     (f"```{{.python}}\n{F}\n```", F), (f"```python\nx = 0\n\nNo:\n```python\n{F}\n```", F),
-    (f'```python\ndef h():\n    """Example:\n    ```\n    h()\n    ```\n    """\n```',
+    ('```python\ndef h():\n    """Example:\n    ```\n    h()\n    ```\n    """\n```',
      'def h():\n    """Example:\n    ```\n    h()\n    ```\n    """'),
-    (f"```python\r\n{F}\r\n```", F), ("`x` and ```y``` in a line", None), ("```cpp\nint f();\n```", "int f();"),
+    (f"```python\r\n{F}\r\n```", F), ("`x` and ```y``` in a line", None),
+    ("```cpp\nint f();\n```", "int f();"),
 ])
 def test_the_program_in_a_completion(completion, program):
     blocks = fences.fenced_blocks(completion)
     assert (fences.last_program(blocks) if blocks else None) == program
 
 
-@pytest.mark.parametrize("piece", ["`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n"])
+@pytest.mark.parametrize("piece", [
+    "`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n",
+])
 def test_fences_are_found_in_linear_time(piece):
     start = time.perf_counter()
     fences.fenced_blocks(piece * (1_000_000 // len(piece)))
@@ -630,7 +648,7 @@ def test_other_children_of_the_trainer_live_on():
 def test_who_has_no_sandbox_runs_no_program():
     prison = ["unshare", "--user", "--map-root-user", "sh", "-c",
               'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "sh"]
-    with Verifier(1) as verifier, pytest.raises(UserError, match="^programs need a sandbox: .*") as said:
+    with Verifier(1) as verifier, pytest.raises(UserError, match=r"^programs need a sandbox: .*") as said:
         verifier.pool.command[:0] = prison
         verifier.score([fenced(GOOD)], [code(FIB)])
     assert "\n" not in str(said.value)
@@ -684,4 +702,5 @@ def test_sandbox_is_reported_once(tmp_path):
     call = [sys.executable, ROOT / "verify.py", "--cases", "cases.jsonl", "--require", "1"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert done.stderr in ("code sandbox: namespaces\n", "code sandbox: another user, no namespaces: see docs/verify.md\n")
+    kinds = "namespaces", "another user, no namespaces (docs/verify.md)"
+    assert done.stderr in [f"code sandbox: {kind}\n" for kind in kinds]

@@ -250,8 +250,10 @@ def test_science(answer, gold, meta, correct, verifier):
     assert verifier.score([f"\\boxed{{{answer}}}"], [problem])[0].correct == correct
 
 
-HOSTILE = ["9^{9^{9^9}}", r"\binom{10^9}{5^9}", "(x+y+z+w)^{500}", "x" + "^x" * 60, r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}",
-           r"\int_0^1 \sin(\sin(\sin(x^x))) dx", "500000!", "e^{e^{e^{e^{e}}}}", "(2^{9999})^{9999}", "2^" * 300 + "2"]
+HOSTILE = ["9^{9^{9^9}}", r"\binom{10^9}{5^9}", "(x+y+z+w)^{500}", "x" + "^x" * 60,
+           r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}", r"\int_0^1 \sin(\sin(\sin(x^x))) dx",
+           "500000!", "e^{e^{e^{e^{e}}}}",
+           "(2^{9999})^{9999}", "2^" * 300 + "2"]
 
 
 def test_twenty_hostile_answers_in_a_row(verifier):
@@ -264,8 +266,9 @@ def test_twenty_hostile_answers_in_a_row(verifier):
     assert [v.correct for v in verdicts] == [False] * 20 + [True]
 
 
-PIECES = ["\\boxed{", "\\boxed ", "}", "{", "\\frac", "\\sqrt", "^", "_", "x", "1", "-", ",", "(", "]", "\\text{", "$", "\0", "\x7f",
-          "\u200b", "\ud800", "\udfff", "½", "√", "\u2028", "\r", "\n", "\t", "```", "~~~", "```python\n", "\\", "%", "&", "=", "\\pm",
+PIECES = ["\\boxed{", "\\boxed ", "}", "{", "\\frac", "\\sqrt", "^", "_", "x", "1", "-", ",", "(", "]",
+          "\\text{", "$", "\0", "\x7f", "\u200b", "\ud800", "\udfff", "½", "√", "\u2028", "\r", "\n", "\t",
+          "```", "~~~", "```python\n", "\\", "%", "&", "=", "\\pm",
           "\\left", "\\begin{pmatrix}", "🙂", "'", '"', "#", "\\int", "∞", " ", "7*3=21", "B"]
 
 
@@ -284,7 +287,8 @@ def test_no_text_stalls_or_ends_the_trainer(verifier):
         assert not any(verdict.correct for verdict in verifier.score(lines, [problem] * 20))
     assert time.monotonic() - start < 20
     blank = [line for line in lines if not fenced_blocks(line)]
-    assert {v.why for v in verifier.score(blank, [Problem("c", "Q", "", "code", meta=code)] * len(blank))} == {"no answer"}
+    program = Problem("c", "Q", "", "code", meta=code)
+    assert {*whys(verifier, [(line, program) for line in blank])} == {"no answer"}
 
 
 def test_no_box_is_no_answer(verifier):
@@ -393,7 +397,8 @@ def test_own_verifier_knows_the_whole_problem(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value, why", [
     ("True", "right"), ("False", "wrong"), ("1", "right"), ("0", "wrong"), ("1.0", "right"), ("0.0", "wrong"),
-    ("np.bool_(True)", "right"), ("np.bool_(False)", "wrong"), ("np.int64(1)", "right"), ("np.float32(0)", "wrong"),
+    ("np.bool_(True)", "right"), ("np.bool_(False)", "wrong"), ("np.int64(1)", "right"),
+    ("np.float32(0)", "wrong"),
 ])
 def test_what_an_own_verifier_may_return(value, why):
     assert workers.meaning(eval(value, {"np": np}), "own:check") == (why, "")
@@ -405,7 +410,8 @@ def test_what_an_own_verifier_may_return(value, why):
 ])
 def test_what_it_may_not_return_ends_the_run(value, tmp_path, monkeypatch):
     """A reward of another kind would be read as right or wrong, whichever Python takes it for."""
-    (tmp_path / "own_value.py").write_text(f"import numpy as np\ndef check(completion, problem): return {value}\n")
+    source = f"import numpy as np\ndef check(completion, problem): return {value}\n"
+    (tmp_path / "own_value.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "own_value", raising=False)
@@ -435,12 +441,14 @@ def test_a_first_batch_without_a_verdict_ends_the_run(own, completions, said):
 
 
 def test_memory_of_an_own_verifier(tmp_path, monkeypatch):
-    (tmp_path / "own_large.py").write_text("def check(completion, problem): return len(bytearray(10**9)) == 10**9\n")
+    source = "def check(completion, problem): return len(bytearray(10**9)) == 10**9\n"
+    (tmp_path / "own_large.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with Verifier(1, custom="own_large:check") as verifier:
         assert whys(verifier, [("x", math("1"))]) == ["right"]
-    with Verifier(1, custom="own_large:check", memory=1) as verifier, pytest.raises(UserError, match="memory"):
+    small = Verifier(1, custom="own_large:check", memory=1)
+    with small as verifier, pytest.raises(UserError, match="memory"):
         verifier.score(["x"], [math("1")])
 
 
@@ -532,7 +540,8 @@ def test_a_process_that_died_between_batches_is_replaced(own, what):
 
 
 def test_workers_that_do_not_start_are_one_clear_line():
-    with Verifier(2) as verifier, pytest.raises(UserError, match="^verifier workers do not start: `.*` says why$"):
+    said = "^verifier workers do not start: `.*` says why$"
+    with Verifier(2) as verifier, pytest.raises(UserError, match=said):
         verifier.pool.command[1] = "/no/such/file.py"
         verifier.score([rf"\boxed{{{i}}}" for i in range(9)], [math("1")] * 9)
 
@@ -618,7 +627,7 @@ def test_an_own_verifier_can_be_tried(tmp_path):
         return [line.split() for line in (done.stderr if code else done.stdout).splitlines()]
 
     lines = said("--verifier", "mine:right")
-    assert [line[:4] for line in lines[1:3]] == [["boxed", "3", "0", "3"], ["bare", "3", "3", "0"]]
+    assert [line[:4] for line in lines[1:3]] == [["bare", "3", "3", "0"], ["boxed", "3", "0", "3"]]
     assert lines[3] == ["boxed", "q0:", "wrong", "for", r"'\\boxed{0}'"]
     assert lines[6] == ["bare", "q0:", "right", "for", "'0'"]
     lines = said("--verifier", "mine:right", "--completions", "sampled.jsonl")
@@ -627,7 +636,8 @@ def test_an_own_verifier_can_be_tried(tmp_path):
     assert said("--completions", "sampled.jsonl")[1][:5] == ["completions", "3", "0", "0", "3"]  # no box
     (tmp_path / "sampled.jsonl").write_text('{"completion": "2", "id": "q9"}\n')
     ((*error,),) = said("--completions", "sampled.jsonl", code=1)
-    assert " ".join(error) == "error: sampled.jsonl, row 0: needs a completion, and an id or index of a problem of --data"
+    needs = "needs a completion, and an id or index of a problem of --data"
+    assert " ".join(error) == f"error: sampled.jsonl, row 0: {needs}"
 
 
 def test_self_check_of_the_command_line(tmp_path):
