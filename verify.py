@@ -136,7 +136,7 @@ class Verifier:
                 return NO_ANSWER
             self.sandbox = self.sandbox or self._find_sandbox()
             request = ("program", blocks, tests, self.sandbox, self.code_seconds)
-            return (id(problem), *blocks), request, 2 * self.code_seconds + 3
+            return (id(problem), *blocks), request, 2 * self.code_seconds + 10  # it cleans up by itself
         raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
 
     def score_groups(self, groups: list[list], problems: list[Problem]) -> list[list[Verdict]]:
@@ -210,10 +210,7 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
 
 def run_cases(path: str, verifier: Verifier, require: float) -> bool:
     """Labelled cases: prints accuracy, false positives and negatives by kind; whether `require` is reached.
-
-    Rows have prediction, gold, correct; or completion, tests, correct; or pieces ([[text, repeat]]), gold,
-    correct. Raises UserError for other rows.
-    """
+    Rows have prediction or pieces ([[text, repeat]]), gold, correct; or completion, tests, correct."""
     rows = read_file(Path(path))
     completions, problems = [], []
     for number, row in enumerate(rows):

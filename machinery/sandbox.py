@@ -23,7 +23,7 @@ import threading
 import time
 import types
 import unittest
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from machinery import inside
@@ -93,7 +93,7 @@ def best_mode() -> str:
     return "none"
 
 
-class Program:
+class Program(AbstractContextManager):
     """A running program in its sandbox. Use as a context; leaving it removes all its processes and files."""
 
     def __init__(self, source: str, kind: str, mode: str, seconds: int):
@@ -111,9 +111,6 @@ class Program:
         self.timer.start()
         self.send(source)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self.timer.cancel()
         self.end()
@@ -126,8 +123,7 @@ class Program:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        while orphans := children.read_text().split():
+        while orphans := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
             for orphan in map(int, orphans):
                 with suppress(ProcessLookupError, ChildProcessError):
                     os.kill(orphan, signal.SIGKILL)
@@ -198,9 +194,7 @@ def stdio_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
 def assert_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
     """Whether the tests pass and at least one has checked a result of the program. Raises Stopped.
 
-    They run here: the code, then its test functions and cases as pytest would. Names that they do not define
-    are the program's.
-    """
+    They run here: the code, then its test functions and classes. Names not defined are the program's."""
     code, entry = tests["code"], tests.get("entry_point", "")
     if entry and "def check(" in code and not re.search(r"^check\(", code, re.MULTILINE):
         code += f"\ncheck({entry})\n"
@@ -214,10 +208,8 @@ def assert_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
         module = Remote(program, 0)
         try:
             for name in free_names(code) - here.keys() - (set(dir(builtins)) - {entry}):
-                if name in sys.stdlib_module_names and name != entry:  # MBPP's tests do not import `math`
-                    here[name] = importlib.import_module(name)
-                else:
-                    here[name] = getattr(module, name)
+                standard = name in sys.stdlib_module_names and name != entry  # MBPP does not import `math`
+                here[name] = importlib.import_module(name) if standard else getattr(module, name)
             exec(compile(checked, "tests", "exec"), here)
             run_tests(here)
         except Exception:  # a failed assertion, or an answer that the test can do nothing with

@@ -40,6 +40,8 @@ if ! setpriv --reuid=65534 --regid=65534 --clear-groups sh -c "cd $prefix" 2> /d
     mount -t tmpfs -o mode=755 none $top
     mkdir -p $prefix
     mount --rbind $kept $prefix
+    umount -l $kept
+    rmdir $kept
 fi
 exec "$@"
 """, "sh"]
