@@ -445,9 +445,9 @@ def test_memory_of_an_own_verifier(tmp_path, monkeypatch):
     (tmp_path / "own_large.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with Verifier(1, custom="own_large:check") as verifier:
+    with Verifier(1, 30, "own_large:check") as verifier:
         assert whys(verifier, [("x", math("1"))]) == ["right"]
-    small = Verifier(1, custom="own_large:check", memory=1)
+    small = Verifier(1, 30, "own_large:check", memory=1)
     with small as verifier, pytest.raises(UserError, match="memory"):
         verifier.score(["x"], [math("1")])
 
