@@ -136,7 +136,7 @@ class Verifier:
                 return NO_ANSWER
             self.sandbox = self.sandbox or self._find_sandbox()
             request = ("program", blocks, tests, self.sandbox, self.code_seconds)
-            return (id(problem), *blocks), request, 2 * self.code_seconds + 10  # it cleans up by itself
+            return (id(problem), *blocks), request, 2 * self.code_seconds + 30  # it cleans up by itself
         raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
 
     def score_groups(self, groups: list[list], problems: list[Problem]) -> list[list[Verdict]]:
@@ -151,7 +151,7 @@ class Verifier:
         (mode,) = self.pool.ask([(("sandbox",), 60)])
         if mode not in sandbox.MODES:
             needs = "either the right to make user namespaces, or root and a Python that other users can read"
-            raise UserError(f"programs need a sandbox: util-linux (unshare, mount, setpriv) and {needs}")
+            raise UserError(f"programs need a sandbox: util-linux 2.34 or newer, and {needs}")
         print(f"code sandbox: {sandbox.MODES[mode]}", file=sys.stderr, flush=True)
         return mode
 
