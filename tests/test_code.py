@@ -514,7 +514,7 @@ HOSTILE = {
 }  # fmt: skip
 SLOW = {  # what sleeps or spins until it is ended
     "patched print", "infinite loop", "infinite loop at import", "swallows all", "ignores signals", "sleeps",
-    "flood", "flood of stderr",
+    "flood", "flood of stderr", "fills the disk",
 }  # fmt: skip
 
 
