@@ -164,7 +164,7 @@ if __name__ == "__main__":
         exec("from typing import *", vars(sys.modules["builtins"]))  # LeetCode's programs do not import it
     code = compile(source, "program.py", "exec")
     if kind == "stdio":
-        quick = not re.search(r"open|\bio\b|atexit|thread|concurrent|multiprocessing", source)
+        quick = not re.search(r"open(?!\(0\))|\bio\b|atexit|thread|concurrent|multiprocessing", source)
         run_cases(code, seconds, requests, replies, quick)
     else:
         answer(code, seconds, requests, replies)

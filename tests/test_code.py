@@ -345,9 +345,19 @@ def test_200_cases_take_one_start(verifier):
     cases = stdio(*((f"{i}\n", f"{i * i}\n") for i in range(200)))
     assert whys(verifier, (fenced("n = int(input())\nprint(n * n)"), cases)) == ["right"]
     late = "n = int(input())\nprint(n * n if n < 199 else 0)"
-    state = "import os\nopen('n', 'a').write('x')\nn = int(input())\n"
-    state += "print(n * n, os.path.getsize('n') and '')"
-    assert whys(verifier, (fenced(late), cases), (fenced(state), cases)) == ["wrong", "right"]
+    assert whys(verifier, (fenced(late), cases)) == ["wrong"]
+
+
+@pytest.mark.parametrize("program", [  # what is printed in the end only, or by other means
+    "n = int(open(0).read())\nprint(n * n)", "import os\nn = int(os.read(0, 9))\nos.write(1, str(n * n).encode())",
+    "import io, sys\nout = io.TextIOWrapper(io.FileIO(1, 'w'))\nn = int(input())\nout.write(str(n * n))",
+    "import atexit\nn = int(input())\natexit.register(lambda: print(n * n))",
+    "import threading, time\nn = int(input())\n"
+    "threading.Thread(target=lambda: (time.sleep(.1), print(n * n))).start()",
+    "import sys\nn = int(input())\nprint(n * n, end='')\nsys.exit()",
+])
+def test_all_that_is_printed_counts(program, verifier):
+    assert whys(verifier, (fenced(program), stdio(("2\n", "4\n"), ("3\n", "9\n")))) == ["right"]
 
 
 @pytest.mark.parametrize("program", [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data import Problem, UserError
-from machinery import workers
+from machinery import answers, workers
 from machinery.answers import math_equal, normalise, rational
 from machinery.fences import fenced_blocks
 from verify import Verifier, check_golds, choice_verdict, countdown_verdict
@@ -567,6 +567,17 @@ def test_check_golds(bad, verifier, capsys):
     assert "1 of 100" in said and ": m (" in said and "left out" in said and "good/" not in said
     with pytest.raises(UserError, match=r"1 of 99 .*: m \("):  # just above one percent
         check_golds([*good[:98], bad], verifier)
+
+
+def test_golds_are_checked_by_their_value(verifier, monkeypatch, capsys):
+    """Not against their own string, which is always the same: what no answer can meet is named with the reason."""
+    plain = {"x=5": "5", "['34']": None, "7": "8"}
+    monkeypatch.setattr(answers, "plain", lambda gold: plain.get(gold, gold), raising=False)
+    golds = ["x=5", "['34']", "7", *map(str, range(100, 400))]
+    problems = [Problem(f"p{i}", "Q", gold) for i, gold in enumerate(golds)]
+    kept = check_golds(problems, verifier)
+    assert [p.id for p in problems if p not in kept] == ["p1", "p2"]
+    assert ": p1 (no answer can meet it), p2 (wrong): left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, printed, code", [
