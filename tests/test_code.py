@@ -349,7 +349,8 @@ def test_200_cases_take_one_start(verifier):
 
 
 @pytest.mark.parametrize("program", [  # what is printed in the end only, or by other means
-    "n = int(open(0).read())\nprint(n * n)", "import os\nn = int(os.read(0, 9))\nos.write(1, str(n * n).encode())",
+    "n = int(open(0).read())\nprint(n * n)",
+    "import os\nn = int(os.read(0, 9))\nos.write(1, str(n * n).encode())",
     "import io, sys\nout = io.TextIOWrapper(io.FileIO(1, 'w'))\nn = int(input())\nout.write(str(n * n))",
     "import atexit\nn = int(input())\natexit.register(lambda: print(n * n))",
     "import threading, time\nn = int(input())\n"

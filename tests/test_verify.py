@@ -570,7 +570,7 @@ def test_check_golds(bad, verifier, capsys):
 
 
 def test_golds_are_checked_by_their_value(verifier, monkeypatch, capsys):
-    """Not against their own string, which is always the same: what no answer can meet is named with the reason."""
+    """Not against their own string, which is always the same; what no answer can meet is named so."""
     plain = {"x=5": "5", "['34']": None, "7": "8"}
     monkeypatch.setattr(answers, "plain", lambda gold: plain.get(gold, gold), raising=False)
     golds = ["x=5", "['34']", "7", *map(str, range(100, 400))]
