@@ -351,6 +351,8 @@ class Args:
     tensor_parallel: int = 1  # vllm: GPUs an engine
     workers: int = 2  # verifier processes
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
+    verifier_seconds: float = 3.0  # for a completion, of your own verifier
+    verifier_memory: float = 4.0  # GB for each of its processes
     out: str = ""  # result file to write
     compare: tuple[str, str] | None = None  # two result files: of the base and of the trained model
     plot: str = ""  # picture to write, with --compare
@@ -379,7 +381,7 @@ def main(args: Args) -> None:
             plot({"base": base, "trained": trained}, args.plot)
         return
     device = join(args.device)
-    verifier = Verifier(args.workers, custom=args.verifier or None)
+    verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
     template = data.pick_template(args.template, args.data)
     problems = data.load(args.data, args.split, args.limit or None, own_verifier=bool(args.verifier))
     problems = check_golds(problems, verifier)

@@ -315,7 +315,7 @@ def main(args: Args) -> Path:
     if args.n < 2:
         raise data.UserError("--n 1: GRPO compares the samples of a prompt with each other, use --n 2")
     device = join(args.device)  # of this process, which is one of several under torchrun
-    verifier = Verifier(args.workers, custom=args.verifier or None)
+    verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
     problems = check_golds(data.load(args.data, args.data_split, own_verifier=bool(args.verifier)), verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)

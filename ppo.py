@@ -380,7 +380,7 @@ def critic_metrics(rows: list[Row]) -> dict[str, float]:
 def main(args: Args) -> Path:
     check_ranges(args)
     device = join(args.device)  # of this process, which is one of several under torchrun
-    verifier = Verifier(args.workers, custom=args.verifier or None)
+    verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
     problems = check_golds(data.load(args.data, args.data_split, own_verifier=bool(args.verifier)), verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, sleep_level=args.sleep_level)

@@ -1,49 +1,40 @@
 r"""Rewards one can check: completion + problem -> right or wrong.
 
-    from verify import Verifier, verify
-    verify(r"... so the answer is \boxed{\frac{1}{2}}", problem)                # one completion -> bool
-    verdicts = Verifier(workers=2).score(completions, problems)                 # a batch -> list[Verdict]
+    from verify import Verifier
+    verdicts = Verifier(workers=2).score(completions, problems)   # list[Verdict]
 
 Mathematics: machinery/answers.py says when two answers are the same. Code: machinery/sandbox.py runs the
-program, which is only ever asked for results; the tests stay outside. What takes long or is not ours runs in
-worker processes that are killed when they exceed the time limit, so no completion can stall or crash a
-training run. Nothing is swallowed: time-outs and errors are verdicts of their own, and the scripts log their
-counts. docs/verify.md has the rules and figures.
+program, which is only ever asked for results; the tests stay outside. Both, and a verifier of your own, run
+in the processes of machinery/workers.py, which are killed when they exceed the time limit: no completion can
+stall or crash a training run. Nothing is swallowed: time-outs and errors are verdicts of their own, and the
+scripts log their counts. docs/verify.md has the rules and figures.
 
-A verifier of your own is a function `(completion: str, problem: data.Problem) -> bool`, named as
-"module:function"; it runs in the same killable workers.
+A verifier of your own is a function `(completion: str, problem: data.Problem) -> bool`: "module:function".
 
     python verify.py --answer "\frac{1}{2}" --completion "... \boxed{0.5}"      # one completion
     python verify.py --data FILE                              # reference answers against themselves
+    python verify.py --data FILE --verifier my_rewards:right  # .. by a verifier of your own
+    python verify.py --data FILE --completions FILE           # what you have sampled
     python verify.py --cases FILE --require 0.99              # labelled cases: accuracy, false positives
 """
 
-import ctypes
-import importlib
-import json
-import os
 import re
-import resource
-import selectors
-import signal
-import subprocess
 import sys
 import time
-from collections import Counter, deque
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import Problem, UserError, last_box, load, read_file
-from machinery.answers import math_equal, quick_equal
+from machinery import answers, sandbox
 from machinery.command import run_command
+from machinery.fences import fenced_blocks
 from machinery.reading import answer_of
-from machinery.sandbox import CODE_SECONDS, Stopped, code_why, last_program, report_sandbox
 from machinery.tasks import COUNTDOWN_MAX
+from machinery.workers import Pool, fork_workers, load_function
 
 WHY = ("right", "wrong", "no answer", "timeout", "error")
-MATH_SECONDS = 1.5  # of wall time for one comparison; the worker gives up by itself after 1 s of CPU time
+MATH_SECONDS, MATH_MEMORY = 1.5, 2.0  # of wall time for a comparison; GB for a built-in verifier's process
 
 
 @dataclass(frozen=True)
@@ -52,9 +43,8 @@ class Verdict:
     why: str  # one of WHY
 
 
-RIGHT, WRONG, NO_ANSWER = Verdict(True, "right"), Verdict(False, "wrong"), Verdict(False, "no answer")
-TIMEOUT, ERROR = Verdict(False, "timeout"), Verdict(False, "error")
-VERDICTS = {verdict.why: verdict for verdict in (RIGHT, WRONG, NO_ANSWER, TIMEOUT, ERROR)}
+VERDICTS = {why: Verdict(why == "right", why) for why in WHY}
+RIGHT, WRONG, NO_ANSWER, TIMEOUT, ERROR = VERDICTS.values()
 
 # ---- decided at once ---------------------------------------------------------------------------------------
 
@@ -83,171 +73,73 @@ def choice_verdict(completion: str, problem: Problem) -> Verdict:
     return RIGHT if letter.upper() == problem.answer.strip().upper() else WRONG
 
 
-def quick_verdict(answer: str, gold: str, meta: dict | None = None) -> Verdict | None:
-    """Right or wrong where it is certain without algebra, else None."""
-    right = quick_equal(answer, gold, meta)
-    return None if right is None else RIGHT if right else WRONG
-
-
-# ---- workers -----------------------------------------------------------------------------------------------
-
-def work() -> None:
-    """A worker: a request in JSON per line of standard input, one of WHY per line of standard output."""
-    # The two pipes move to descriptors of their own: what a verifier, or a program that it runs, prints must
-    # not look like a verdict, and what it reads must not be a request.
-    requests, out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    # Subreaper: what a program leaves behind becomes a child of the worker, which ends it.
-    ctypes.CDLL(None).prctl(36, 1)
-    sys.set_int_max_str_digits(0)
-    custom = load_function(sys.argv[2]) if len(sys.argv) > 2 else None
-    limit = (4 if custom else 2) * 2**30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # Imports and warms up sympy before the clock runs.
-    if custom is None and not within(60, math_equal, "x+1", "1+x"):
-        raise UserError("the installed sympy, math-verify and latex2sympy2-extended do not find x+1 = 1+x")
-    print("ready", file=out, flush=True)
-    for line in requests:
-        request = json.loads(line)
-        try:
-            if custom is not None:
-                why = "right" if custom(request["completion"], Problem(**request["problem"])) else "wrong"
-            elif "program" in request:
-                why = code_why(request["program"], request["tests"], request["seconds"])
-            else:
-                same = within(1, math_equal, request["answer"], request["gold"], request["meta"])
-                why = "right" if same else "wrong"
-        except (Stopped, TimeoutError) as stopped:
-            why = str(stopped) if isinstance(stopped, Stopped) else "timeout"
-        except Exception as error:  # whatever it is, the parent counts it as a verdict of its own
-            print(f"verify: {type(error).__name__}: {error}"[:300], file=sys.stderr)
-            why = "error"
-        print(why, file=out, flush=True)
-
-
-def within(seconds: float, function, *args):
-    """`function(*args)`. Main thread only. Raises Stopped after `seconds` of CPU time."""
-
-    def stop(*_):
-        raise Stopped("timeout")
-
-    handler = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        return function(*args)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, handler)
-
-
-def load_function(name: str):
-    """The function named "module:function"; the module is looked for in the working folder too."""
-    module, _, function = name.partition(":")
-    if not (module and function) or module.startswith("."):
-        raise UserError(f"--verifier {name}: write module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise UserError(f"--verifier {name}: {error}; run from the folder that holds {module}.py") from None
-    if not callable(found):
-        missing = f"there is no function {function!r} in {module}"
-        raise UserError(f"--verifier {name}: {missing}; write module:function")
-    return found
-
-
-class Worker:
-    """One worker process, its pipes, and the task that it is at."""
-
-    def __init__(self, custom: str | None):
-        # A process of its own session: Ctrl-C reaches the trainer alone, which then ends its workers. A plain
-        # new interpreter, neither fork (unsafe beside CUDA) nor multiprocessing's spawn (imports the
-        # trainer's script again).
-        self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "--worker", *([custom] if custom else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if custom is None else None,
-            bufsize=0,
-            start_new_session=True,
-        )
-        self.task: tuple[int, ...] | None = None
-        self.ready = False
-        self.deadline = time.monotonic() + 120  # to import its libraries on a busy machine
-
-    def send(self, task, request: dict, time_limit: float) -> None:
-        message = memoryview((json.dumps(request) + "\n").encode())
-        while message:
-            message = message[self.process.stdin.write(message) :]
-        self.task, self.deadline = task, time.monotonic() + time_limit
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # with whatever it started
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
+# ---- batches -----------------------------------------------------------------------------------------------
 
 class Verifier:
     """Scores batches of completions. Workers start when the first batch needs them and live until `close`."""
 
-    def __init__(
-        self,
-        workers: int = 2,
-        time_limit: float = 3.0,
-        custom: str | None = None,
-        code_seconds: int = CODE_SECONDS,
-    ):
-        """`workers` processes, `time_limit` seconds for each completion, `custom` = "module:function" in
-        place of the built-in verifiers, `code_seconds` of CPU time for a program: whole ones, and twice that
-        of wall time. Raises UserError if `custom` cannot be imported or `workers` is below 1."""
+    def __init__(self, workers: int = 2, time_limit: float = 3.0, custom: str | None = None,
+                 memory: float = 4.0, code_seconds: int = sandbox.CODE_SECONDS):
+        """`workers` processes. `custom` = "module:function" in place of the built-in verifiers: `time_limit`
+        seconds for a completion, `memory` GB for a process. `code_seconds` of CPU time for a program: whole
+        ones, and twice that of wall time. Raises UserError if `custom` cannot be imported."""
         if custom is not None:
             load_function(custom)
         if workers < 1:
             raise UserError(f"--workers {workers}: the verifier needs at least 1")
-        self.n_workers, self.time_limit, self.custom = workers, time_limit, custom
-        self.code_seconds = code_seconds
-        self.workers: list[Worker] = []
+        self.time_limit, self.custom, self.code_seconds = time_limit, custom, code_seconds
+        self.pool = Pool(workers, memory if custom else MATH_MEMORY, custom or "")
+        self.sandbox = ""  # how programs are kept in, once it is known
+        self.judged = False  # a batch
 
     def score(self, completions: list[str], problems: list[Problem]) -> list[Verdict]:
         """One verdict per completion, in order. Never raises for a bad completion."""
-        counts = f"{len(completions)} completions for {len(problems)} problems"
-        assert len(completions) == len(problems), counts
+        assert len(completions) == len(problems), f"{len(completions)} completions, {len(problems)} problems"
         verdicts: list[Verdict | None] = [None] * len(completions)
-        requests: dict[str, list[int]] = {}  # equal questions are asked once
-        for i, (completion, problem) in enumerate(zip(completions, problems)):
-            request = None
-            if self.custom is not None:
-                request = {"completion": completion, "problem": asdict(problem)}
-            elif problem.domain == "countdown":
-                verdicts[i] = countdown_verdict(completion, problem)
-            elif problem.domain == "choice":
-                verdicts[i] = choice_verdict(completion, problem)
-            elif problem.domain == "math":
-                answer = last_box(completion)
-                gold, meta = problem.answer, problem.meta
-                verdicts[i] = NO_ANSWER if answer is None else quick_verdict(answer, gold, meta)
-                tolerance = {key: meta[key] for key in ("rel_tol", "abs_tol", "unit") if key in meta}
-                request = {"answer": answer, "gold": gold, "meta": tolerance}
-            elif problem.domain == "code":
-                if "tests" not in problem.meta:
-                    wanted = "{type: assert, code} or {type: stdio, cases}"
-                    raise UserError(f"problem {problem.id} has no tests: {wanted}")
-                program = last_program(completion)
-                verdicts[i] = NO_ANSWER if program is None else None
-                tests = problem.meta["tests"]
-                request = {"program": program, "tests": tests, "seconds": self.code_seconds}
-                report_sandbox()
+        tasks: dict[tuple, tuple[tuple, float, list[int]]] = {}  # equal questions are asked once
+        for row, (completion, problem) in enumerate(zip(completions, problems)):
+            found = self._task(completion, problem)
+            if isinstance(found, Verdict):
+                verdicts[row] = found
             else:
-                domain = repr(problem.domain)
-                raise UserError(f"problem {problem.id}: there is no verifier for the domain {domain} yet")
-            if verdicts[i] is None:
-                requests.setdefault(json.dumps(request), []).append(i)
-        if requests:
-            self._ask_workers(requests, verdicts)
+                key, request, seconds = found
+                tasks.setdefault(key, (request, seconds, []))[2].append(row)
+        whys = self.pool.ask([(request, seconds) for request, seconds, _ in tasks.values()])
+        if self.custom and not self.judged and tasks and {*whys} <= {"error", "timeout"}:
+            failed = f"judged none of the first {len(whys)} completions ({dict(Counter(whys))})"
+            remedy = "mend it, or raise --verifier-seconds or --verifier-memory"
+            raise UserError(f"--verifier {self.custom} {failed}: {remedy}")
+        self.judged = self.judged or bool(tasks)
+        for why, (_, _, rows) in zip(whys, tasks.values()):
+            for row in rows:
+                verdicts[row] = VERDICTS[why]
         return verdicts
+
+    def _task(self, completion: str, problem: Problem) -> Verdict | tuple[tuple, tuple, float]:
+        """What can be said without reading an answer; or a key that equal questions share, the request to a
+        worker, and its seconds."""
+        if self.custom is not None:
+            return (id(problem), completion), ("custom", completion, problem), self.time_limit
+        if problem.domain == "countdown":
+            return countdown_verdict(completion, problem)
+        if problem.domain == "choice":
+            return choice_verdict(completion, problem)
+        if problem.domain == "math":
+            answer, gold = last_box(completion), problem.answer
+            meta = {key: problem.meta[key] for key in ("rel_tol", "abs_tol", "unit") if key in problem.meta}
+            request = ("math", answer, gold, meta), min(MATH_SECONDS, self.time_limit)
+            return NO_ANSWER if answer is None else ((answer, gold, repr(meta)), *request)
+        if problem.domain == "code":
+            tests, blocks = problem.meta.get("tests"), fenced_blocks(completion)
+            if not isinstance(tests, dict) or tests.get("type") not in ("assert", "stdio"):
+                wanted = "{type: assert, code} or {type: stdio, cases}"
+                raise UserError(f"problem {problem.id} has no tests: {wanted}")
+            if not blocks:
+                return NO_ANSWER
+            self.sandbox = self.sandbox or self._find_sandbox()
+            request = ("program", blocks, tests, self.sandbox, self.code_seconds)
+            return (id(problem), *blocks), request, 2 * self.code_seconds + 30  # it cleans up by itself
+        raise UserError(f"problem {problem.id}: there is no verifier for the domain {problem.domain!r} yet")
 
     def score_groups(self, groups: list[list], problems: list[Problem]) -> list[list[Verdict]]:
         """Verdicts of groups of samples, which have a `text`, one group for each problem."""
@@ -256,70 +148,18 @@ class Verifier:
         verdicts = iter(self.score(texts, of_texts))
         return [[next(verdicts) for _ in group] for group in groups]
 
-    def _ask_workers(self, requests: dict[str, list[int]], verdicts) -> None:
-        """Fills `verdicts` at the rows of each request."""
-        tasks = deque((json.loads(request), tuple(rows)) for request, rows in requests.items())
-        missing = min(self.n_workers, len(tasks)) - len(self.workers)
-        self.workers += [Worker(self.custom) for _ in range(missing)]
-        selector = selectors.DefaultSelector()
-        for worker in self.workers:
-            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-        deaths = 0  # of workers that had no task: the installation is at fault, not a completion
-        while tasks or any(worker.task for worker in self.workers):
-            for worker in self.workers:
-                if worker.ready and worker.task is None and tasks:
-                    request, rows = tasks.popleft()
-                    try:
-                        worker.send(rows, request, self._seconds(request))
-                    except BrokenPipeError:  # it died since the last batch: its successor gets the task
-                        tasks.appendleft((request, rows))
-                        self._replace(worker, selector)
-                        break
-            waiting = [w.deadline for w in self.workers if w.task or not w.ready]
-            events = selector.select(max(0.0, min(waiting) - time.monotonic()))
-            for key, _ in events:
-                worker = key.data
-                line = worker.process.stdout.readline().strip().decode()
-                if line == "ready":
-                    worker.ready = True
-                elif line:
-                    self._settle(worker, VERDICTS.get(line, ERROR), verdicts)
-                else:  # end of file: it died, of its memory limit for instance
-                    deaths += worker.task is None
-                    self._settle(worker, ERROR, verdicts)
-                    self._replace(worker, selector)
-            for worker in list(self.workers):
-                if (worker.task or not worker.ready) and time.monotonic() > worker.deadline:
-                    deaths += worker.task is None
-                    self._settle(worker, TIMEOUT, verdicts)
-                    self._replace(worker, selector)
-            if deaths > 3:
-                self.close()
-                command = f"python verify.py --worker {self.custom or ''}"
-                raise UserError(f"verifier workers do not start: `{command}` says why")
-        selector.close()
-
-    def _seconds(self, request: dict) -> float:
-        if "program" in request:
-            return 2 * request["seconds"] + 3
-        return min(MATH_SECONDS, self.time_limit) if "gold" in request else self.time_limit
-
-    @staticmethod
-    def _settle(worker: Worker, verdict: Verdict, verdicts) -> None:
-        for row in worker.task or ():
-            verdicts[row] = verdict
-        worker.task = None
-
-    def _replace(self, worker: Worker, selector) -> None:
-        selector.unregister(worker.process.stdout)
-        worker.kill()
-        self.workers[self.workers.index(worker)] = new = Worker(self.custom)
-        selector.register(new.process.stdout, selectors.EVENT_READ, new)
+    def _find_sandbox(self) -> str:
+        """Asks a worker how programs can be kept in, and says so. Raises UserError if they cannot."""
+        (mode,) = self.pool.ask([(("sandbox",), 60)])
+        if mode not in sandbox.MODES:
+            needs = "either the right to make user namespaces, or root and a Python that other users can read"
+            raise UserError(f"programs need a sandbox: util-linux 2.34 or newer, and {needs}")
+        print(f"code sandbox: {sandbox.MODES[mode]}", file=sys.stderr, flush=True)
+        return mode
 
     def close(self) -> None:
         """End the workers. A closed Verifier may be used again: it starts new ones."""
-        while self.workers:
-            self.workers.pop().kill()
+        self.pool.close()
 
     def __enter__(self):
         return self
@@ -328,51 +168,51 @@ class Verifier:
         self.close()
 
 
-@cache
-def _shared_verifier() -> Verifier:
-    return Verifier(workers=1)
-
-
-def verify(completion: str, problem: Problem) -> bool:
-    """Whether one completion solves the problem. For batches use a Verifier."""
-    return _shared_verifier().score([completion], [problem])[0].correct
-
+# ---- checks ------------------------------------------------------------------------------------------------
 
 def gold_completion(problem: Problem) -> str:
     """A completion that must verify: a reference trace, a reference program, or the answer in a box."""
     if problem.domain == "code":
-        return f"```python\n{problem.answer}\n```"
-    return problem.solution if problem.domain == "countdown" else f"\\boxed{{{problem.answer}}}"
+        return f"``````python\n{problem.answer}\n``````"
+    if problem.domain == "countdown":
+        return problem.solution
+    answer = problem.answer
+    if problem.domain == "math":
+        answer = getattr(answers, "plain", str)(answer)  # TEMPORARY, until answers.plain is merged
+    return "" if answer is None else f"\\boxed{{{answer}}}"
 
 
 def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
-    """The problems whose reference answer verifies against itself; the others are named on standard error.
+    """The problems whose reference answer verifies, and whose tests fail a program that does nothing.
 
-    Raises UserError if more than 1 % fail: training on rewards that cannot be earned teaches nothing. A
-    verifier of the user's own is not checked, since only it knows what a right completion looks like.
+    The others are named on standard error. Raises UserError if they are more than 1 %: rewards that cannot be
+    earned, or need not be, teach nothing. A verifier of the user's own is not checked: only it knows what is
+    right.
     """
     if verifier.custom is not None:
         return problems
-    verdicts = verifier.score([gold_completion(p) for p in problems], problems)
-    failed = [(p.id, v.why) for p, v in zip(problems, verdicts) if not v.correct]
-    if failed:
-        named = ", ".join(f"{id} ({why})" for id, why in failed[:20])
-        counts = f"{len(failed)} of {len(problems)}"
-        message = f"{counts} reference answers do not verify against themselves: {named}"
-        if len(failed) > 0.01 * len(problems):
-            remedy = "mend the answers, or bring a verifier of your own with --verifier module:function"
-            raise UserError(f"{message}: {remedy}")
+    bad, golds = {}, [gold_completion(problem) for problem in problems]
+    for problem, gold, verdict in zip(problems, golds, verifier.score(golds, problems)):
+        if not verdict.correct:
+            bad[problem.id] = verdict.why if gold else "no answer can meet it"
+    programs = [problem for problem in problems if problem.domain == "code"]
+    nothing = [f"```python\n{sandbox.NOTHING}```"] * len(programs)
+    for problem, verdict in zip(programs, verifier.score(nothing, programs)):
+        if verdict.correct:
+            bad[problem.id] = "a program that does nothing passes its tests"
+    if bad:
+        named = ", ".join(f"{id} ({why})" for id, why in [*bad.items()][:20])
+        message = f"{len(bad)} of {len(problems)} reference answers do not verify against themselves: {named}"
+        if len(bad) > 0.01 * len(problems):
+            raise UserError(f"{message}: mend the answers (tests have to compare results of the program), or "
+                            "bring a verifier of your own with --verifier module:function")
         print(f"{message}: left out", file=sys.stderr)
-    bad = {id for id, _ in failed}
-    return [p for p in problems if p.id not in bad]
+    return [problem for problem in problems if problem.id not in bad]
 
 
 def run_cases(path: str, verifier: Verifier, require: float) -> bool:
     """Labelled cases: prints accuracy, false positives and negatives by kind; whether `require` is reached.
-
-    Rows have prediction, gold, correct; or completion, tests, correct; or pieces ([[text, repeat]]), gold,
-    correct. Raises UserError for other rows.
-    """
+    Rows have prediction or pieces ([[text, repeat]]), gold, correct; or completion, tests, correct."""
     rows = read_file(Path(path))
     completions, problems = [], []
     for number, row in enumerate(rows):
@@ -388,22 +228,54 @@ def run_cases(path: str, verifier: Verifier, require: float) -> bool:
     start = time.monotonic()
     verdicts = verifier.score(completions, problems)
     seconds = time.monotonic() - start
-    table: dict[str, Counter] = {}
+    of = Counter(row.get("kind", "all") for row in rows)
+    false = {True: Counter(), False: Counter()}  # positives and negatives, by kind
     for row, verdict in zip(rows, verdicts):
-        false = "false positive" if verdict.correct else "false negative"
-        kind = "right" if verdict.correct == row["correct"] else false
-        table.setdefault(row.get("kind", "all"), Counter())[kind] += 1
-    total = sum(table.values(), Counter())
-    for kind, counts in sorted(table.items()):
-        if counts["right"] < counts.total():
-            positive, negative = counts["false positive"], counts["false negative"]
-            found = f"{positive:>4} false positives{negative:>4} false negatives"
-            print(f"{kind:<28}{found}  of {counts.total()}")
-    accuracy = total["right"] / len(rows)
-    positive, negative = total["false positive"], total["false negative"]
+        false[verdict.correct][row.get("kind", "all")] += verdict.correct != row["correct"]
+    for kind in sorted(+false[True] | +false[False]):
+        positive, negative = false[True][kind], false[False][kind]
+        print(f"{kind:<28}{positive:>4} false positives{negative:>4} false negatives  of {of[kind]}")
+    positive, negative = false[True].total(), false[False].total()
+    accuracy = 1 - (positive + negative) / len(rows)
     print(f"accuracy {accuracy:.4f}, {positive} false positives, {negative} false negatives of {len(rows)}; "
           f"{seconds:.1f} s; verdicts {dict(Counter(v.why for v in verdicts))}")
     return accuracy >= require
+
+
+def read_completions(path: str, problems: list[Problem]) -> list[tuple[str, str, Problem]]:
+    """("completions", text, problem) of each row: the problem by its id, its index, or the row's number."""
+    rows, by_id = [], {problem.id: problem for problem in problems}
+    for number, row in enumerate(read_file(Path(path))):
+        try:
+            problem = by_id[str(row["id"])] if "id" in row else problems[int(row.get("index", number))]
+            rows.append(("completions", str(row["completion"]), problem))
+        except (LookupError, TypeError, ValueError):
+            needs = "a completion, and an id or index of a problem of --data"
+            raise UserError(f"{path}, row {number}: needs {needs}") from None
+    return rows
+
+
+def run_data(args, verifier: Verifier) -> None:
+    """Prints the verdicts on --completions or, without them, on the reference answers."""
+    problems = load(args.data, args.split, own_verifier=bool(args.verifier))
+    rows = [(p.domain, gold_completion(p), p) for p in problems]  # (what it is, completion, problem)
+    if args.completions:
+        rows = read_completions(args.completions, problems)
+    elif args.verifier:
+        rows = [("boxed", text, p) for _, text, p in rows] + [("bare", p.answer, p) for p in problems]
+    kinds, texts, of = zip(*rows)
+    verdicts = verifier.score(texts, of)
+    print(f"{'':<20}{'rows':>6}" + "".join(f"{why:>11}" for why in WHY))
+    for kind in sorted(set(kinds)):
+        counts = Counter(verdict.why for other, verdict in zip(kinds, verdicts) if other == kind)
+        print(f"{kind:<20}{counts.total():>6}" + "".join(f"{counts[why]:>11}" for why in WHY))
+    if args.completions or args.verifier:
+        for number in range(0, len(rows), max(1, len(rows) // 10)):
+            text, problem = texts[number][-60:], of[number]
+            print(f"{kinds[number]} {problem.id}: {verdicts[number].why} for {text!r}")
+    else:
+        kept = check_golds(problems, verifier)
+        print(f"{args.data}: {len(kept)} of {len(problems)} reference answers verify against themselves")
 
 
 @dataclass
@@ -412,8 +284,12 @@ class Args:
     completion: str = ""  # with its answer in \boxed{}
     data: str = ""  # problems whose reference answers to check against themselves
     split: str = "train"  # of --data, if that is a hub id or countdown; a part of any: train[:100]
+    completions: str = ""  # a file of completions of --data: completion, and id or index of the problem
     cases: str = ""  # a file of labelled cases
     require: float = 0.0  # the accuracy on --cases below which the exit code is 1
+    verifier: str = ""  # module:function of your own, (completion, problem) -> bool
+    verifier_seconds: float = 3.0  # for a completion, of your own verifier
+    verifier_memory: float = 4.0  # GB for each of its processes
     workers: int = 2  # verifier processes
 
 
@@ -421,18 +297,12 @@ def main() -> None:
     import tyro  # slow to import
 
     args = tyro.cli(Args, description=__doc__)
-    with Verifier(args.workers) as verifier:
+    seconds, memory = args.verifier_seconds, args.verifier_memory
+    with Verifier(args.workers, seconds, args.verifier or None, memory) as verifier:
         if args.cases:
             sys.exit(0 if run_cases(args.cases, verifier, args.require) else 1)
         elif args.data:
-            problems = load(args.data, args.split)
-            verdicts = verifier.score([gold_completion(p) for p in problems], problems)
-            print(f"{'reference answers':<20}{'rows':>6}" + "".join(f"{why:>11}" for why in WHY))
-            for domain in sorted({p.domain for p in problems}):
-                counts = Counter(v.why for p, v in zip(problems, verdicts) if p.domain == domain)
-                print(f"{domain:<20}{counts.total():>6}" + "".join(f"{counts[why]:>11}" for why in WHY))
-            kept = check_golds(problems, verifier)
-            print(f"{args.data}: {len(kept)} of {len(problems)} reference answers verify against themselves")
+            run_data(args, verifier)
         elif args.answer and args.completion:
             verdict = verifier.score([args.completion], [Problem("cli", "", answer_of(args.answer))])[0]
             print(verdict.why)
@@ -442,4 +312,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(work if sys.argv[1:2] == ["--worker"] else main)
+    if sys.argv[1:2] == ["--worker"]:
+        run_command(lambda: fork_workers(*sys.argv[2:]))
+    else:
+        run_command(main)

@@ -69,6 +69,8 @@ class MachineArgs:
     micro_tokens: int = 16384  # padded tokens a forward pass: memory only, the gradient does not depend on it
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     workers: int = 2  # verifier processes
+    verifier_seconds: float = 3.0  # for a completion, of your own verifier
+    verifier_memory: float = 4.0  # GB for each of its processes
 
 
 @dataclass
@@ -81,7 +83,7 @@ AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens 
 AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
                     critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
                     guide_gamma tis_cap eval_temperature temperature""".split())
-ABOVE_0 = {"grad_clip"}
+ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}
 FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
 SHARES = {"gpu_memory", "top_p"}
 

@@ -1,377 +1,268 @@
 """A program that is not ours: it answers from a sandbox, and the tests stay outside.
 
-    code_why(program, {"type": "assert", "code": "assert f(1) == 2"})       # "right", "wrong" or "timeout"
+    judge([("python", "def f(x): return x")], {"type": "assert", "code": "assert f(1) == 1"}, "root")  # right
 
-`child` and what it calls run inside the sandbox, as the text CHILD: they know nothing else of this file. The
-rest is for a worker process of verify.py. Needs the standard library alone: the file is a script as well.
+machinery/inside.py is what runs in the sandbox. No expected value and no verdict ever enters it: assertions
+run here, and a name that they use and do not define stands for the program's. For machinery/workers.py: what
+a program leaves behind becomes a child of the worker, its subreaper, which ends all its children.
 """
 
 import ast
 import builtins
-import collections
-import ctypes
-import glob
 import importlib
-import inspect
-import itertools
 import json
 import os
 import re
-import resource
-import select
-import shutil
+import shlex
 import signal
 import subprocess
+import symtable
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
-from functools import cache
+import types
+import unittest
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from machinery import inside
+from machinery.fences import last_program
 
 CODE_SECONDS = 5  # of CPU time for one program with all its tests, and twice that of wall time
+NOTHING = "def __getattr__(name):\n    return lambda *args, **keywords: object()\n"  # every name, no result
+INSIDE = Path(inside.__file__).read_text()
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/", "LANG": "C.UTF-8",
+               "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
 
 
 class Stopped(BaseException):
-    """The answer is settled: "timeout" or "wrong".
-
-    No `except Exception` of a library or of a test catches it.
-    """
+    """It is settled: "timeout" or "wrong". No `except Exception` of a test catches it."""
 
 
-# ---- inside ------------------------------------------------------------------------------------------------
+# ---- isolation ---------------------------------------------------------------------------------------------
 
-def encode(value, number):
-    """A result as JSON: plain values as they are, other built-in ones with a type, the rest by `number`."""
-    if value is None or isinstance(value, (bool, float, str)):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, int):
-        return {"int": hex(value)}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": bytes(value).hex()}
-    if isinstance(value, list):
-        return [encode(item, number) for item in value]
-    for kind in (tuple, set, frozenset):
-        if isinstance(value, kind):
-            return {kind.__name__: [encode(item, number) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(k, number), encode(v, number)] for k, v in value.items()]}
-    if isinstance(value, collections.deque):
-        return {"deque": [encode(item, number) for item in value]}
-    if hasattr(value, "__next__"):  # a generator, a map ..; it may be endless
-        return {"iter": [encode(item, number) for item in itertools.islice(value, 10_000)]}
-    return {"object": number(value)}
+SYSTEM = ["/usr", "/lib", "/lib64", "/bin", "/sbin", sys.base_prefix, sys.prefix]
+FOLDERS = [f for f in dict.fromkeys(SYSTEM) if os.path.isdir(f) and not f.startswith("/usr/")]
+DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
+MOUNTS = ["/proc proc none rbind", *(f"{device} .{device} none bind" for device in DEVICES)]
+MOUNTS += ["{0} .{0} none rbind,ro,nosuid,nodev".format(folder.replace(" ", r"\040")) for folder in FOLDERS]
+# A root folder in memory with the system's and Python's folders, read-only; then process numbers of its own,
+# the first of which is a shell's: the program cannot end it, and nothing outlives it.
+JAIL = rf"""set -e
+mount -t tmpfs -o size=64m,mode=777 none .
+cd "$PWD"
+mkdir -p dev proc {shlex.join(f".{folder}" for folder in FOLDERS)}
+for device in {" ".join(DEVICES)}; do : > .$device; done
+printf '%s\n' {shlex.join(MOUNTS)} > mounts
+mount --all --fstab mounts
+exec unshare --pid --fork --kill-child --root=. --wd=/ --mount-proc \
+    sh -c 'unset PWD OLDPWD; "$@"; exit' sh "$@"
+"""
+MODES = {"root": "namespaces", "user": "namespaces", "nobody": "another user, no namespaces (docs/verify.md)"}
 
 
-def decode(value, make_object):
-    """The inverse of `encode`; `make_object` of a number stands for what is not built in."""
-    if isinstance(value, list):
-        return [decode(item, make_object) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "int":
-        return int(content, 16)
-    if kind == "complex":
-        return complex(*content)
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "object":
-        return make_object(content)
-    items = [decode(item, make_object) for item in content]
-    builders = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict, "iter": iter}
-    builders["deque"] = collections.deque
-    return builders[kind](items)
+def nobody() -> int:
+    """A user without files or processes, of the range that systemd keeps for such; one for each worker, so
+    that a program that signals all it can reach does not reach another worker's."""
+    return 61_184 + os.getpid() % 4_336
 
 
-def jail(folders: list[str]) -> None:
-    """In fresh namespaces: a root folder in memory with only these folders, read-only, and then no rights."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(name, *args):
-        if getattr(libc, name)(*(a.encode() if isinstance(a, str) else a for a in args)) < 0:
-            raise OSError(ctypes.get_errno(), name)
-
-    bind, detach, read_only = 4096 | 16384, 2, (ctypes.c_uint64 * 4)(1)
-    new = os.getcwd()
-    call("mount", "none", new, "tmpfs", 6, "size=64m,mode=777")
-    os.chdir(new)  # into what is mounted now
-    for folder in folders:
-        inside = new + folder
-        if os.path.islink(folder):
-            os.makedirs(os.path.dirname(inside), exist_ok=True)
-            os.symlink(os.readlink(folder), inside)
-        elif os.path.isdir(folder):
-            os.makedirs(inside, exist_ok=True)
-            call("mount", folder, inside, None, bind, None)
-            # mount_setattr, with what is mounted in it
-            call("syscall", 442, -100, inside, 0x8000, read_only, 32)
-    os.mkdir("old")
-    call("syscall", 155, ".", "old")  # pivot_root
-    os.chdir("/")
-    call("umount2", "old", detach)
-    os.rmdir("old")
-    # Of the real root: its limits would bind no one.
-    if open("/proc/self/uid_map").read().split() == ["0", "0", "4294967295"]:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        call("prctl", 1, 9, 0, 0, 0)  # again, since setuid undoes it: dies with its parent
+def isolated(mode: str) -> list[str]:
+    """What runs a command in isolation. root: in namespaces, as nobody; user: in namespaces that any user may
+    make, as their root without rights; nobody: as nobody, without namespaces."""
+    drop = ["setpriv", "--no-new-privs", "--pdeathsig=KILL"]  # dies with its parent
+    if mode == "user":
+        drop += ["--bounding-set=-all", "--inh-caps=-all"]
     else:
-        call("prctl", 28, 0x2F, 0, 0, 0)  # no rights for a user 0 ..
-        none = (ctypes.c_uint32 * 6)()
-        call("syscall", 126, (ctypes.c_uint32 * 2)(0x20080522, 0), none)  # .. and none kept
-    call("prctl", 38, 1, 0, 0, 0)  # no new ones
+        drop += ["--clear-groups", f"--reuid={nobody()}", f"--regid={nobody()}"]
+    if mode == "nobody":
+        return drop
+    spaces = ["--mount", "--net", "--ipc", *(["--user", "--map-root-user"] if mode == "user" else [])]
+    return ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", JAIL, "sh", *drop]
 
 
-def child(jailed: bool, stdio: bool, folders: list[str], processes: int, seconds: int) -> None:
-    """What the sandbox runs: the program as a script, or as a module whose names can be asked for."""
-    with open("program.py", encoding="utf-8") as file:
-        source = file.read()
-    requests, replies = None, None
-    if not stdio:
-        requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-    if jailed:
-        jail(folders)
-    limits = {"AS": 2**30, "FSIZE": 2**20, "NOFILE": 64, "CORE": 0, "CPU": seconds, "NPROC": processes}
-    for name, limit in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-    sys.argv = ["program.py"]
-    namespace = {"__name__": "__main__" if stdio else "program"}
-    exec(compile(source, "program.py", "exec"), namespace)
-    if stdio:
-        return
-    objects = []
+def best_mode() -> str:
+    """The first mode that works here; "none": a program could read all files and end the trainer."""
+    program = [("python", "import json; print(input(), json.__file__)")]
+    cases = [{"input": 1, "output": f"1 {json.__file__}"}]  # from this Python, which is closed to some users
+    for mode in ("root", "user", "nobody") if os.getuid() == 0 else ("user",):
+        with suppress(OSError):  # no such command
+            if judge(program, {"type": "stdio", "cases": cases}, mode) == "right":
+                return mode
+    return "none"
 
-    def number(value):
-        objects.append(value)
-        return len(objects) - 1
 
-    for line in requests:
-        request = json.loads(line)
+class Program(AbstractContextManager):
+    """A running program in its sandbox. Use as a context; leaving it removes all its processes and files."""
+
+    def __init__(self, source: str, kind: str, mode: str, seconds: int):
+        self.start, self.seconds = time.monotonic(), seconds
+        self.results = self.checks = 0  # what it has answered, and the checks after the first answer
+        self.folder = tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True)
+        if mode == "nobody":
+            os.chown(self.folder.name, nobody(), nobody())
+        self.process = subprocess.Popen(
+            [*isolated(mode), sys.executable, "-I", "-c", INSIDE, kind, str(seconds)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=self.folder.name, env=ENVIRONMENT, start_new_session=True,
+        )  # fmt: skip
+        self.timer = threading.Timer(2 * seconds, self.end)
+        self.timer.start()
+        self.send(source)
+
+    def __exit__(self, *_):
+        self.timer.cancel()
+        self.end()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self.folder.cleanup()
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        while orphans := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            for orphan in map(int, orphans):
+                with suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(orphan, signal.SIGKILL)
+                    os.waitpid(orphan, 0)
+
+    def send(self, line) -> None:
+        with suppress(OSError):  # it has ended, and will be found not to answer
+            self.process.stdin.write(json.dumps(line).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def ask(self, *request):
+        """The program's answer to a request of machinery/inside.py. Raises what it raised, or Stopped."""
+        # Of what is not plain only what came from the program can go back.
+        self.send(inside.encode(list(request), lambda remote: remote._number))
         try:
-            if request["do"] == "name":
-                result = namespace[request["name"]]
-            elif request["do"] == "attribute":
-                result = getattr(objects[request["object"]], request["name"])
-            else:
-                args, kwargs = decode(request["args"], objects.__getitem__)
-                result = objects[request["object"]](*args, **kwargs)
-            reply = {"value": encode(result, number)}
-        except Exception as error:
-            reply = {"raised": type(error).__name__}
-        print(json.dumps(reply), file=replies, flush=True)
+            reply = json.loads(self.process.stdout.readline(2**22))
+            value = inside.decode(reply.get("value"), lambda number: Remote(self, number))
+            known = getattr(builtins, reply.get("raised", ""), RuntimeError)
+        except Exception:  # not what `answer` writes: it has ended, most often by the kernel for its CPU time
+            late = time.monotonic() - self.start > self.seconds
+            raise Stopped("timeout" if late else "wrong") from None
+        self.results += len(request) == 3 or not isinstance(value, Remote)  # of a call, or a plain value
+        if "raised" not in reply:
+            return value
+        self.check()  # `try: f(-1)`, then `except ValueError: pass`
+        raise known() if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(reply)
 
-
-CHILD = "\n".join([
-    "import collections, ctypes, itertools, json, os, resource, sys",
-    "sys.set_int_max_str_digits(0)",
-    *(inspect.getsource(function) for function in (encode, decode, jail, child)),
-])  # fmt: skip
-
-# ---- outside -----------------------------------------------------------------------------------------------
+    def check(self) -> None:
+        """A check of the tests has taken place: it counts if there is a result that it can have been of."""
+        self.checks += self.results > 0
 
 
 class Remote:
     """Something of the program that is not a plain value: it can be called and has attributes, but it is
     equal to nothing, because its own == is the program's word."""
 
-    def __init__(self, program, number: int):
+    def __init__(self, program: Program, number: int):
         self._program, self._number = program, number
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._program.ask({"do": "attribute", "object": self._number, "name": name})
+        return self._program.ask(self._number, name)
 
-    def __call__(self, *args, **kwargs):
-        # Only what came from the program can go back as it is.
-        arguments = encode((args, kwargs), lambda value: value._number)
-        return self._program.ask({"do": "call", "object": self._number, "args": arguments})
+    def __call__(self, *args, **keywords):
+        return self._program.ask(self._number, list(args), keywords)
 
 
-class Program:
-    """A running program in its sandbox. Use as a context; leaving it removes all its processes and files.
+# ---- tests -------------------------------------------------------------------------------------------------
 
-    For workers only: to reach what a program has left behind it ends all children of its own process.
-    """
-
-    def __init__(self, source: str, mode: str, seconds: int, stdin=None, stdout=None):
-        self.folder = tempfile.mkdtemp(prefix="verify-")
-        self.start, self.seconds = time.monotonic(), seconds
-        self.buffer = b""
-        with open(os.path.join(self.folder, "program.py"), "w", encoding="utf-8", errors="replace") as file:
-            file.write(source)
-        prefix = {"root": [], "user": ["--user", "--map-root-user"]}.get(mode)
-        jailed = prefix is not None
-        spaces = ["unshare", "--pid", "--net", "--ipc", "--mount", "--mount-proc", "--fork", "--kill-child"]
-        folders = ["/usr", "/lib", "/lib64", "/bin", "/dev", "/proc", sys.base_prefix, sys.prefix]
-        roots = tuple(f + "/" for f in folders)
-        folders = [f for f in dict.fromkeys(folders) if not f.startswith(roots)]
-        processes = 64 if jailed else 1024  # without a jail the limit counts everything that the user runs
-        call = f"child({jailed}, {stdin is not None}, {folders}, {processes}, {seconds})"
-        self.process = subprocess.Popen(
-            [*([*spaces, *prefix] if jailed else []), sys.executable, "-I", "-c", f"{CHILD}\n{call}"],
-            stdin=stdin or subprocess.PIPE,
-            stdout=stdout or subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self.folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
-            | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-            preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # dies with its worker
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
-        while orphans := children(os.getpid()):  # what left the session comes to its subreaper, the worker
-            for pid in orphans:
-                with suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def over(self) -> Stopped:
-        """Why a program that ended early did so: the kernel ends what has used up its CPU time."""
-        return Stopped("timeout" if time.monotonic() - self.start > self.seconds else "wrong")
-
-    def ask(self, request: dict):
-        """The program's answer to one request. Raises what it raised, or Stopped."""
-        try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-            while b"\n" not in self.buffer:
-                left = self.start + 2 * self.seconds - time.monotonic()
-                if not select.select([self.process.stdout], [], [], max(0.0, left))[0]:
-                    raise Stopped("timeout")
-                piece = os.read(self.process.stdout.fileno(), 2**16)
-                self.buffer += piece
-                if not piece or len(self.buffer) > 2**22:
-                    raise self.over()
-            line, _, self.buffer = self.buffer.partition(b"\n")
-            reply = json.loads(line)
-            if "raised" not in reply:
-                return decode(reply["value"], lambda number: Remote(self, number))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            raise self.over() from None  # no reply of `child`
-        known = getattr(builtins, str(reply["raised"]), None)
-        if isinstance(known, type) and issubclass(known, Exception):
-            raise known()
-        raise RuntimeError(reply["raised"])
+def as_text(value) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def children(parent: int) -> list[int]:
-    found = []
-    for path in glob.glob("/proc/[0-9]*/stat"):
-        with suppress(OSError), open(path) as file:
-            pid, _, rest = file.read().partition(" ")
-            if int(rest.rpartition(")")[2].split()[1]) == parent:
-                found.append(int(pid))
-    return found
-
-
-@cache
-def sandbox() -> str:
-    """The strongest isolation that works here: "root" or "user", both with namespaces, or "rlimits"."""
-    for mode in ("root", "user") if os.getuid() == 0 else ("user",):
-        with suppress(OSError, Stopped):  # no unshare, or no rights to it
-            cases = [{"input": "1", "output": "1"}]
-            if stdio_verdict("import json; print(input())", cases, mode, CODE_SECONDS):
-                return mode
-    return "rlimits"
-
-
-def stdio_verdict(source: str, cases: list[dict], mode: str, seconds: int) -> bool:
+def stdio_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
     """Whether the program prints each case's output, by line without trailing blanks. Raises Stopped."""
-    end = time.monotonic() + 2 * seconds
-    for case in cases:
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
-            given.write(case["input"].encode())
-            given.seek(0)
-            with Program(source, mode, seconds, given, printed) as program:
-                try:
-                    code = program.process.wait(max(0.0, end - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    raise Stopped("timeout") from None
-                if code != 0:
-                    raise program.over()
-            printed.seek(0)
-            texts = (printed.read().decode(errors="replace"), case["output"])
-        said, wanted = ([line.rstrip() for line in text.rstrip().splitlines()] for text in texts)
-        if said != wanted:
-            return False
-    return True
+    def lines(text: str) -> list[str]:
+        return [line.rstrip() for line in text.rstrip().splitlines()]
+
+    with Program(source, "stdio", mode, seconds) as program:
+        for case in tests["cases"]:
+            code, printed = program.ask(as_text(case["input"]))
+            if code != 0 or lines(printed) != lines(as_text(case["output"])):
+                return False
+    return len(tests["cases"]) > 0
 
 
-def assert_verdict(source: str, tests: dict, mode: str, seconds: int) -> bool:
-    """Whether the tests pass. They run here; names they do not define are the program's. Raises Stopped."""
+def assert_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
+    """Whether the tests pass and at least one has checked a result of the program. Raises Stopped.
+
+    They run here: the code, then its test functions and classes. Names not defined are the program's."""
+    code, entry = tests["code"], tests.get("entry_point", "")
+    if entry and "def check(" in code and not re.search(r"^check\(", code, re.MULTILINE):
+        code += f"\ncheck({entry})\n"
     here = {"__name__": "tests"}
+    exec("from typing import *", here)
     exec(tests.get("setup", ""), here)
-    here.pop(tests.get("entry_point", ""), None)
-    code = ast.parse(tests["code"])
-    nodes = list(ast.walk(code))
-    names = [node for node in nodes if isinstance(node, ast.Name)]
-    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    bound |= {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
-    with Program(source, mode, seconds) as program:
+    here.pop(entry, None)
+    checked = ast.fix_missing_locations(Checks().visit(ast.parse(code)))
+    with Program(source, "assert", mode, seconds) as program:
+        here["__check__"] = program.check
+        module = Remote(program, 0)
         try:
-            for name in used - bound - here.keys() - (set(dir(builtins)) - {tests.get("entry_point")}):
-                if name in sys.stdlib_module_names:  # MBPP's tests use `math` without an import
-                    here[name] = importlib.import_module(name)
-                else:
-                    here[name] = program.ask({"do": "name", "name": name})
-            exec(compile(code, "tests", "exec"), here)
+            for name in free_names(code) - here.keys() - (set(dir(builtins)) - {entry}):
+                standard = name in sys.stdlib_module_names and name != entry  # MBPP does not import `math`
+                here[name] = importlib.import_module(name) if standard else getattr(module, name)
+            exec(compile(checked, "tests", "exec"), here)
+            run_tests(here)
         except Exception:  # a failed assertion, or an answer that the test can do nothing with
             return False
-    return True
+        return program.checks > 0
 
 
-def code_why(program: str, tests: dict, seconds: int = CODE_SECONDS) -> str:
-    """right, wrong or timeout for a program and its tests.
+class Checks(ast.NodeTransformer):
+    """Behind each check a call says that it took place: `assert`, a call of `assert..`, `if ..: raise`."""
 
-    They are {"type": "assert", "code"} or {"type": "stdio", "cases"}. The program may take `seconds` of CPU
-    time, whole ones, and twice that of wall time. Raises what ill-formed tests raise.
+    def visit(self, node):
+        self.generic_visit(node)
+        found = isinstance(node, ast.Assert)
+        if isinstance(node, ast.If):
+            found = any(isinstance(inner, ast.Raise) for inner in node.body)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            found = ast.unparse(node.value.func).rpartition(".")[2].startswith("assert")
+        return [node, *ast.parse("__check__()").body] if found else node
+
+
+def free_names(code: str) -> set[str]:
+    """The names that some code reads and does not define."""
+    tables, read, bound = [symtable.symtable(code, "tests", "exec")], set(), set()
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_global() and (symbol.is_assigned() or symbol.is_imported()):
+                bound.add(symbol.get_name())
+            elif symbol.is_global():
+                read.add(symbol.get_name())
+    return read - bound
+
+
+def run_tests(here: dict) -> None:
+    """The functions and classes of tests among these names; what has arguments is no test."""
+    for name, value in list(here.items()):
+        if getattr(value, "__module__", "") != "tests":
+            continue
+        if isinstance(value, type) and issubclass(value, unittest.TestCase):
+            unittest.defaultTestLoader.loadTestsFromTestCase(value).debug()
+        elif name.startswith("test") and isinstance(value, types.FunctionType):
+            if value.__code__.co_argcount == 0:
+                value()
+
+
+def judge(blocks: list[tuple[str, str]], tests: dict, mode: str, seconds: int = CODE_SECONDS) -> str:
+    """right, wrong or timeout for the program in these blocks.
+
+    Tests: {"type": "assert", "code"} or {"type": "stdio", "cases": [{"input", "output"}]}. The program may
+    take `seconds` of CPU time, whole ones, and twice that of wall time. Raises what ill-formed tests raise.
     """
+    right = {"stdio": stdio_right, "assert": assert_right}[tests["type"]]
     try:
-        if tests["type"] == "stdio":
-            right = stdio_verdict(program, tests["cases"], sandbox(), seconds)
-        else:
-            right = assert_verdict(program, tests, sandbox(), seconds)
-        return "right" if right else "wrong"
+        return "right" if right(last_program(blocks), tests, mode, seconds) else "wrong"
     except Stopped as stopped:
         return str(stopped)
-
-
-def last_program(completion: str) -> str | None:
-    """The last closed fenced block of the last 200 kB."""
-    text = completion[-200_000:].replace("\r\n", "\n")
-    blocks = re.findall(r"^ *```[^\n`]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    return blocks[-1] if blocks else None
-
-
-@cache
-def report_sandbox() -> None:
-    """Says once how programs are kept in. Asks another process: `Program` ends all children of its own."""
-    asked = subprocess.run([sys.executable, "-I", os.path.abspath(__file__)], capture_output=True, text=True)
-    kind = "namespaces" if asked.stdout.strip() in ("root", "user") else "rlimits only"
-    print(f"code sandbox: {kind}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    print(sandbox())

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -9,12 +11,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-import verify
 from data import Problem, UserError
-from machinery.answers import normalise, rational
-from verify import RIGHT, WRONG, Verifier, check_golds, choice_verdict, countdown_verdict, quick_verdict
+from machinery import answers, workers
+from machinery.answers import math_equal, normalise, rational
+from machinery.fences import fenced_blocks
+from verify import Verifier, check_golds, choice_verdict, countdown_verdict
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -108,35 +112,26 @@ def test_rational(answer, value):
     assert rational(answer) == value
 
 
-@pytest.mark.parametrize("answer, gold, verdict", [
-    ("0.5", "1/2", RIGHT), (r"\dfrac{1}{2}", r"\frac12", RIGHT), ("$073$", "73", RIGHT),
-    ("1,250", "1250", RIGHT),
-    (r"1\,250", "1250", RIGHT), ("12 345", "12345", RIGHT), (r"-\frac{3}{6}", "-0.5", RIGHT),
-    ("x + 1", "x+1", RIGHT),
-    (r"\left(1, 2\right)", "(1,2)", RIGHT), ("9" * 4000, "9" * 4000, RIGHT),
-    ("28675710", "28675711", WRONG), ("0.333333", "1/3", WRONG), ("5", "-5", WRONG), ("0.28", "28", WRONG),
-    ("x+1", "1+x", None), ("(1,2)", "(2,1)", WRONG), ("1/0", "2/0", None), ("", "5", WRONG),
-    ("9" * 4000, "9" * 4001, WRONG),
+@pytest.mark.parametrize("answer, gold, same", [
+    ("0.5", "1/2", True), (r"\dfrac{1}{2}", r"\frac12", True), ("$073$", "73", True), ("1,250", "1250", True),
+    (r"1\,250", "1250", True), ("12 345", "12345", True), (r"-\frac{3}{6}", "-0.5", True),
+    ("x + 1", "x+1", True), (r"\left(1, 2\right)", "(1,2)", True), ("9" * 4000, "9" * 4000, True),
+    ("28675710", "28675711", False), ("0.333333", "1/3", False), ("5", "-5", False), ("0.28", "28", False),
+    ("x+1", "1+x", True), ("(1,2)", "(2,1)", False), ("1/0", "2/0", False), ("", "5", False),
+    ("9" * 4000, "9" * 4001, False),
+    ("1 1/2", "11/2", False),  # a mixed number: one and a half
+    ("1, 234", "1234", False), ("2, 125", "2125", False),  # a list of two numbers
+    ("3 4", "34", False), (r"3\ 4", "34", False),
 ])
-def test_quick_verdict(answer, gold, verdict):
-    assert quick_verdict(answer, gold) == verdict
+def test_equal(answer, gold, same):
+    assert math_equal(answer, gold) == same
 
 
-@pytest.mark.parametrize("answer, gold", [
-    ("1 1/2", "11/2"),  # a mixed number: one and a half
-    ("1, 234", "1234"), ("2, 125", "2125"),  # a list of two numbers
-    ("3 4", "34"), (r"3\ 4", "34"),
-])
-def test_quick_verdict_keeps_numbers_apart(answer, gold):
-    assert quick_verdict(answer, gold) != RIGHT
-
-
-def test_quick_verdict_is_not_slow_on_long_answers():
+@pytest.mark.parametrize("piece", ["1", "1,", "1 ", "\\frac", "\\left", "$"])
+def test_long_answers_are_not_slow(piece):
     start = time.perf_counter()
-    pieces = ("1", "1,", "1 ", "\\frac", "\\left", "$")
-    for answer in (piece * (200_000 // len(piece)) for piece in pieces):
-        quick_verdict(answer, "2" * 200_000)
-    assert time.perf_counter() - start < 1
+    math_equal(piece * (200_000 // len(piece)), "2" * 200_000)
+    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize("box, why", [
@@ -255,6 +250,47 @@ def test_science(answer, gold, meta, correct, verifier):
     assert verifier.score([f"\\boxed{{{answer}}}"], [problem])[0].correct == correct
 
 
+HOSTILE = ["9^{9^{9^9}}", r"\binom{10^9}{5^9}", "(x+y+z+w)^{500}", "x" + "^x" * 60,
+           r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}", r"\int_0^1 \sin(\sin(\sin(x^x))) dx",
+           "500000!", "e^{e^{e^{e^{e}}}}",
+           "(2^{9999})^{9999}", "2^" * 300 + "2"]
+
+
+def test_twenty_hostile_answers_in_a_row(verifier):
+    """Those that are not refused at once end their worker: its successor is there at once."""
+    boxes = [f"\\boxed{{{answer}+{i}}}" for i in (1, 2) for answer in HOSTILE]
+    verifier.score([r"\boxed{1+x}"] * 2, [math("x+1"), math("x+2")])  # both workers are there
+    start = time.monotonic()
+    verdicts = verifier.score([*boxes, r"\boxed{x+2}"], [math("7")] * 20 + [math("2+x")])
+    assert time.monotonic() - start < 20  # of CPU time it is 5 s with two workers
+    assert [v.correct for v in verdicts] == [False] * 20 + [True]
+
+
+PIECES = ["\\boxed{", "\\boxed ", "}", "{", "\\frac", "\\sqrt", "^", "_", "x", "1", "-", ",", "(", "]",
+          "\\text{", "$", "\0", "\x7f", "\u200b", "\ud800", "\udfff", "½", "√", "\u2028", "\r", "\n", "\t",
+          "```", "~~~", "```python\n", "\\", "%", "&", "=", "\\pm",
+          "\\left", "\\begin{pmatrix}", "🙂", "'", '"', "#", "\\int", "∞", " ", "7*3=21", "B"]
+
+
+def test_no_text_stalls_or_ends_the_trainer(verifier):
+    rng = random.Random(0)
+    choice, code = Problem("b", "Q", "B", "choice"), {"tests": {"type": "assert", "code": "assert f()"}}
+    problems = [math("7"), math(r"\frac{x}{2}"), math("(1,2)"), choice, countdown(3, 7, 12, target=33)]
+    texts = ["".join(rng.choices(PIECES, k=rng.randrange(40))) for _ in range(2_000)]
+    texts = [f"\\boxed{{{text}}}" if i % 2 else text for i, text in enumerate(texts)]
+    start = time.monotonic()
+    verdicts = verifier.score(texts, [problems[i % len(problems)] for i in range(len(texts))])
+    assert time.monotonic() - start < 60 and len(verdicts) == 2_000
+    lines = [rng.choice(PIECES) * 300_000 for _ in range(20)]  # up to 10 MB
+    start = time.monotonic()
+    for problem in problems:
+        assert not any(verdict.correct for verdict in verifier.score(lines, [problem] * 20))
+    assert time.monotonic() - start < 20
+    blank = [line for line in lines if not fenced_blocks(line)]
+    program = Problem("c", "Q", "", "code", meta=code)
+    assert {*whys(verifier, [(line, program) for line in blank])} == {"no answer"}
+
+
 def test_no_box_is_no_answer(verifier):
     pairs = [(completion, math("x+1")) for completion in ("x+1", "\\boxed{x+1", "")]
     assert whys(verifier, pairs) == ["no answer"] * 3
@@ -286,12 +322,12 @@ def test_groups(verifier):
 
 
 def test_equal_questions_are_asked_once(verifier, monkeypatch):
-    def send(self, task, request, time_limit):
+    def ask(self, request, seconds):
         sent.append(request)
-        real(self, task, request, time_limit)
+        return real(self, request, seconds)
 
-    sent, real = [], verify.Worker.send
-    monkeypatch.setattr(verify.Worker, "send", send)
+    sent, real = [], workers.Worker.ask
+    monkeypatch.setattr(workers.Worker, "ask", ask)
     pairs = [(f"Way {i}: \\boxed{{1+x}}", math("x+1")) for i in range(6)] + [(r"\boxed{x+2}", math("x+1"))]
     assert whys(verifier, pairs) == ["right"] * 6 + ["wrong"]
     assert len(sent) == 2
@@ -359,6 +395,63 @@ def test_own_verifier_knows_the_whole_problem(tmp_path, monkeypatch):
         assert check_golds([problem], verifier) == [problem]  # which only it can judge
 
 
+@pytest.mark.parametrize("value, why", [
+    ("True", "right"), ("False", "wrong"), ("1", "right"), ("0", "wrong"), ("1.0", "right"), ("0.0", "wrong"),
+    ("np.bool_(True)", "right"), ("np.bool_(False)", "wrong"), ("np.int64(1)", "right"),
+    ("np.float32(0)", "wrong"),
+])
+def test_what_an_own_verifier_may_return(value, why):
+    assert workers.meaning(eval(value, {"np": np}), "own:check") == (why, "")
+
+
+@pytest.mark.parametrize("value", [
+    "-1.0", "0.5", "[0.0]", "None", "'right'", "2", "float('nan')", "np.array([True])", "np.float64(.5)",
+    "{'score': 1.0}",
+])
+def test_what_it_may_not_return_ends_the_run(value, tmp_path, monkeypatch):
+    """A reward of another kind would be read as right or wrong, whichever Python takes it for."""
+    source = f"import numpy as np\ndef check(completion, problem): return {value}\n"
+    (tmp_path / "own_value.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_value", raising=False)
+    with Verifier(1, custom="own_value:check") as verifier, pytest.raises(UserError) as said:
+        verifier.score(["x", "y"], [math("1")] * 2)
+    shown = repr(eval(value, {"np": np}))
+    assert str(said.value).startswith(f"--verifier own_value:check returned {shown}: ")
+    assert "\n" not in str(said.value)
+
+
+def test_an_error_is_shown_once_with_its_traceback(own, capsys):
+    pairs = [("1", math("1")), ("raise", math("1")), ("raise", math("2"))]
+    assert whys(own, pairs) == ["right", "error", "error"]
+    assert whys(own, pairs) == ["right", "error", "error"]
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: as asked") == 1 and 'raise RuntimeError("as asked")' in said
+
+
+@pytest.mark.parametrize("completions, said", [
+    (["raise"] * 3, r"judged none of the first 1 completions \({'error': 1}\): mend it"),
+    (["raise", "sleep"], r"judged none of the first 2 completions \({'error': 1, 'timeout': 1}\): mend it"),
+])
+def test_a_first_batch_without_a_verdict_ends_the_run(own, completions, said):
+    """What never works would train on rewards of 0."""
+    with pytest.raises(UserError, match=rf"^--verifier own_verifier:check {said}"):
+        own.score(completions, [math("1")] * len(completions))
+
+
+def test_memory_of_an_own_verifier(tmp_path, monkeypatch):
+    source = "def check(completion, problem): return len(bytearray(10**9)) == 10**9\n"
+    (tmp_path / "own_large.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with Verifier(1, 30, "own_large:check") as verifier:
+        assert whys(verifier, [("x", math("1"))]) == ["right"]
+    small = Verifier(1, 30, "own_large:check", memory=1)
+    with small as verifier, pytest.raises(UserError, match="memory"):
+        verifier.score(["x"], [math("1")])
+
+
 @pytest.mark.parametrize("name, said", [
     ("no_such_module:check", "no_such_module"), ("own_verifier:nope", "nope"),
     ("own_verifier", "module:function"),
@@ -381,42 +474,83 @@ def alive(pid: int) -> bool:
 
 
 def test_close_leaves_no_worker(own, monkeypatch):
-    class Recorded(verify.Worker):
-        def __init__(self, custom):
-            super().__init__(custom)
-            pids.append(self.process.pid)
+    def start(self):
+        real(self)
+        pids.append(self.pid)
 
-    pids = []
-    monkeypatch.setattr(verify, "Worker", Recorded)
-    own.n_workers = 2
+    pids, real = [], workers.Worker.start
+    monkeypatch.setattr(workers.Worker, "start", start)
+    own.pool.size = 2
     pairs = [("os._exit", math("x")), ("sleep", math("x")), ("1", math("1"))]
     assert whys(own, pairs) == ["error", "timeout", "right"]
-    assert len(pids) >= 4 and sum(map(alive, pids)) == 2  # two were replaced
+    pids.append(own.pool.template.pid)
     own.close()
-    assert not any(map(alive, pids))
+    assert len(set(pids)) >= 4
+    assert ended(*pids)
     assert whys(own, [("1", math("1"))]) == ["right"]  # a closed verifier starts again
 
 
+def ended(*pids) -> bool:
+    """Within a second: the kernel takes a moment to clear away what is killed."""
+    until = time.monotonic() + 1
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
 def test_close_leaves_no_child_of_a_worker(own, tmp_path):
-    assert whys(own, [("child", math("x"))]) == ["timeout"]
+    assert whys(own, [("1", math("1")), ("child", math("x"))]) == ["right", "timeout"]
     own.close()
     child = int((tmp_path / "child").read_text())
     try:
-        until = time.monotonic() + 1
-        while alive(child) and time.monotonic() < until:
-            time.sleep(0.02)
-        assert not alive(child)
+        assert ended(child)
     finally:
         if alive(child):
             os.kill(child, 9)
 
 
-def test_a_worker_that_died_between_batches_is_replaced(own):
+def test_workers_end_with_the_trainer(tmp_path):
+    """Whatever ends it: nothing is left of a run that the scheduler has killed."""
+    program = """
+import os, sys, time
+from data import Problem
+from verify import Verifier
+verifier = Verifier(1)
+verifier.score([r"\\boxed{1}"], [Problem("m", "Q", "1")])
+print(verifier.pool.template.pid, verifier.pool.workers[0].pid, flush=True)
+time.sleep(60)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in trainer.stdout.readline().split()]
+    trainer.kill()
+    trainer.communicate()
+    assert len(pids) == 2 and ended(*pids)
+
+
+@pytest.mark.parametrize("what", ["worker", "template"])
+def test_a_process_that_died_between_batches_is_replaced(own, what):
     # The kernel takes the largest process when memory is short: that must not end a training run.
     assert whys(own, [("1", math("1"))]) == ["right"]
-    own.workers[0].process.kill()
-    own.workers[0].process.wait()
+    pid = own.pool.workers[0].pid if what == "worker" else own.pool.template.pid
+    os.kill(pid, signal.SIGKILL)
+    if what == "template":
+        own.pool.template.wait()
+    assert ended(pid, own.pool.workers[0].pid)
     assert whys(own, [("2", math("2"))]) == ["right"]
+
+
+def test_workers_that_do_not_start_are_one_clear_line():
+    said = "^verifier workers do not start: `.*` says why$"
+    with Verifier(2) as verifier, pytest.raises(UserError, match=said):
+        verifier.pool.command[1] = "/no/such/file.py"
+        verifier.score([rf"\boxed{{{i}}}" for i in range(9)], [math("1")] * 9)
+
+
+def test_ctrl_c_reaches_the_trainer_alone(verifier):
+    """A worker is no part of the group that a terminal sends it to."""
+    assert whys(verifier, [(r"\boxed{x+1}", math("1+x"))]) == ["right"]
+    pids = [worker.pid for worker in verifier.pool.workers] + [verifier.pool.template.pid]
+    assert all(os.getpgid(pid) == pid for pid in pids)
 
 
 # ---- reference answers, command line, labelled cases -------------------------------------------------------
@@ -433,6 +567,17 @@ def test_check_golds(bad, verifier, capsys):
     assert "1 of 100" in said and ": m (" in said and "left out" in said and "good/" not in said
     with pytest.raises(UserError, match=r"1 of 99 .*: m \("):  # just above one percent
         check_golds([*good[:98], bad], verifier)
+
+
+def test_golds_are_checked_by_their_value(verifier, monkeypatch, capsys):
+    """Not against their own string, which is always the same; what no answer can meet is named so."""
+    plain = {"x=5": "5", "['34']": None, "7": "8"}
+    monkeypatch.setattr(answers, "plain", lambda gold: plain.get(gold, gold), raising=False)
+    golds = ["x=5", "['34']", "7", *map(str, range(100, 400))]
+    problems = [Problem(f"p{i}", "Q", gold) for i, gold in enumerate(golds)]
+    kept = check_golds(problems, verifier)
+    assert [p.id for p in problems if p not in kept] == ["p1", "p2"]
+    assert ": p1 (no answer can meet it), p2 (wrong): left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, printed, code", [
@@ -476,6 +621,34 @@ def test_cases_of_the_command_line(require, code, tmp_path):
     assert len(lines) == 2
     assert lines[0].split() == "mislabelled 1 false positives 0 false negatives of 1".split()
     assert lines[1].startswith("accuracy 0.7500, 1 false positives, 0 false negatives of 4")
+
+
+def test_an_own_verifier_can_be_tried(tmp_path):
+    """As its user would before training: on the reference answers, then on completions."""
+    rows = [{"id": f"q{i}", "question": "Q", "answer": f"{i}"} for i in range(3)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text("def right(completion, problem): return completion == problem.answer\n")
+    sampled = [{"completion": "2", "id": "q2"}, {"completion": "1", "index": 1}, {"completion": "7"}]
+    (tmp_path / "sampled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
+
+    def said(*more, code=0):
+        call = [sys.executable, ROOT / "verify.py", "--data", "data.jsonl", *more]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return [line.split() for line in (done.stderr if code else done.stdout).splitlines()]
+
+    lines = said("--verifier", "mine:right")
+    assert [line[:4] for line in lines[1:3]] == [["bare", "3", "3", "0"], ["boxed", "3", "0", "3"]]
+    assert lines[3] == ["boxed", "q0:", "wrong", "for", r"'\\boxed{0}'"]
+    assert lines[6] == ["bare", "q0:", "right", "for", "'0'"]
+    lines = said("--verifier", "mine:right", "--completions", "sampled.jsonl")
+    assert lines[1][:4] == ["completions", "3", "2", "1"]
+    assert [line[1:3] for line in lines[2:]] == [["q2:", "right"], ["q1:", "right"], ["q2:", "wrong"]]
+    assert said("--completions", "sampled.jsonl")[1][:5] == ["completions", "3", "0", "0", "3"]  # no box
+    (tmp_path / "sampled.jsonl").write_text('{"completion": "2", "id": "q9"}\n')
+    ((*error,),) = said("--completions", "sampled.jsonl", code=1)
+    needs = "needs a completion, and an id or index of a problem of --data"
+    assert " ".join(error) == f"error: sampled.jsonl, row 0: {needs}"
 
 
 def test_self_check_of_the_command_line(tmp_path):
