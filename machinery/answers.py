@@ -71,7 +71,7 @@ def _thousands(match: re.Match) -> str:
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<=\d)(?:, ?\\!|\{,\}|\\,|\\!,) *(?=\d{3}(?!\d))", ""),  # 1{,}000 and 1,\!000 have no comma of a list
     (r"(\\\{|[(\[])?(?<![\w.,^/])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(\\\}|[)\]])?", _thousands),
-    (r"^[*_\s~]+(?=[^*_]*[*_\s~]+$)|(?<=[^*_])[*_\s~]+$", ""),  # **12** of Markdown
+    (r"^\s*([*_]+)([^*_]+)\1\s*$", r"\2"),  # **12** of Markdown
     (r"\\([A-Za-z]+\.?)(?![A-Za-z])", lambda m: "" if m[1] in LAYOUT else m[0]),
     (r"(?<!\\)\\(?:[()\[\]!]|\s*$)|\\\\(?= *\\end)", ""),
     (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|\\[hv]space\*?\{[^{}]*\}|~|\s+", " "),
@@ -239,9 +239,9 @@ def shape(s: str) -> tuple[str, list[str]]:
     if around := bracketed(s):
         opening, inside, closing = around
         items = split(inside, "item")
-        if re.fullmatch(r"\\begin\{[pb]?matrix\}", opening):
+        if re.fullmatch(r"\\begin\{[pb]?matrix\}", opening) and closing == opening.replace("begin", "end"):
             rows = [split(row, "cell") for row in split(inside, "row")]
-            return f"matrix {[len(row) for row in rows]}", [cell for row in rows for cell in row]
+            return " ".join(["matrix", *(str(len(row)) for row in rows)]), [cell for row in rows for cell in row]
         if opening == "\\{" and inside:
             return "group", [re.split(r"[:|]", inside, maxsplit=1)[-1]]  # {x | x > 2}
         if len(items) > 1 and opening in "([":
@@ -371,12 +371,15 @@ def units(unit: str) -> Counter:
 
 NUMBER = re.compile(r"-?\d{1,50}(?:\.\d{1,50})?")
 # Words, not products of variables.
-WORD = re.compile(r'"|^(?:[A-Za-z]{4,}|[A-Z]{2,}|[A-E]|[Yy]es|[Nn]o|[Oo]dd)$')
+WORD = re.compile(
+    r'"|^(?:[A-Za-z]{4,}|[A-Z]{2,}|[A-E]|[Yy]es|[Nn]o|[Oo]dd)$|(?<![\\A-Za-z])[A-Za-z]{2,} [A-Za-z]{2,}'
+)
+
 
 
 def same(a: str, g: str, meta: dict) -> bool:
     """Whether a normalised answer is the same as a normalised gold."""
-    if a == g:
+    if re.sub(r"(?<!\d) | (?!\d)", "", a) == re.sub(r"(?<!\d) | (?!\d)", "", g):
         return a != ""
     (kind, parts), (gold_kind, gold_parts) = shape(a), shape(g)
     unit, gold_unit = units(measured(a)[1]), units(measured(g)[1])
@@ -512,11 +515,15 @@ def _plain(s: str) -> str | None:
             return parts[0]
         if WORD.search(parts[0]):
             words = re.sub(r'[".()]', "", parts[0]).split()
-            return " ".join(words) if re.fullmatch(r"[\w-]+", "".join(words)) and len(words) <= 4 else None
+            sentence = len(words) > 4 or {"is", "are", "the", "answer", "equals"} & {word.lower() for word in words}
+            return None if sentence or not re.fullmatch(r"[\w-]+", "".join(words)) else " ".join(words)
         value = formula.read(parts[0])
-        return None if value is None else str(value) if value.is_Rational else formula.written(value)
+        if value is None:
+            return parts[0] if NAME.fullmatch(parts[0]) else None
+        text = formula.written(value)
+        return text if len(text) <= 300 else parts[0]
     if kind == "base":
-        return "{}_{}".format(*parts)
+        return "{}_{{{}}}".format(*parts)
     if kind == "nothing":
         return None
     parts = [_plain(part) for part in parts]
@@ -532,5 +539,7 @@ def _plain(s: str) -> str | None:
         signs = kind.split()[1:]
         return parts[0] + "".join(f" {sign} {part}" for sign, part in zip(signs, parts[1:]))
     if kind.startswith("matrix"):
-        return None
+        cells = iter(parts)
+        rows = [" & ".join(next(cells) for _ in range(int(length))) for length in kind.split()[1:]]
+        return r"\begin{pmatrix} " + r" \\ ".join(rows) + r" \end{pmatrix}"
     return f"{kind[0]}{', '.join(parts)}{kind[1]}"

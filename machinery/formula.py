@@ -64,7 +64,7 @@ class Reader:
                 divided = self.take() == "/"
                 value = value / self.nonzero(self.factor()) if divided else value * self.factor()
             elif self.begins_atom(token):
-                after_number = self.tokens[self.at - 1] not in ("i", "!") and token[0] in ".0123456789"
+                after_number = self.tokens[self.at - 1] not in ("i", "!", ")") and token[0] in ".0123456789"
                 if divided or after_number:  # 1/2x may be 1/(2x); "3 4" is no number
                     raise Unreadable(token)
                 value = value * self.factor()
@@ -193,7 +193,7 @@ class Reader:
             start = self.at
             self.argument()
             token += "_" + "".join(self.tokens[start : self.at]).strip("{}")
-        if token[0] in "fg" and self.peek() == "(":
+        if token[0] in "fg" and self.peek() in ("(", "{"):
             return sympy.Function(token)(self.atom())
         return sympy.Symbol(token, real=True)
 
@@ -339,5 +339,6 @@ def proportional(a, g, positive: bool) -> bool:
 
 
 def written(value) -> str:
-    """An expression in LaTeX that `read` reads."""
-    return sympy.latex(value).replace("\\log", "\\ln")
+    """An expression as `read` reads it: 1/2, and other LaTeX than most people's for all else."""
+    short = value.is_Rational and bits(value) < 400
+    return str(value) if short else sympy.latex(value).replace("\\log", "\\ln")
