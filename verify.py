@@ -36,7 +36,7 @@ from functools import cache
 from pathlib import Path
 
 from data import Problem, UserError, last_box, load, read_file
-from machinery.answers import math_equal, quick_equal
+from machinery.answers import math_equal
 from machinery.sandbox import CODE_SECONDS, Stopped, code_why, last_program, report_sandbox
 from machinery.tasks import COUNTDOWN_MAX
 
@@ -79,12 +79,6 @@ def choice_verdict(completion: str, problem: Problem) -> Verdict:
         return NO_ANSWER
     letter = re.sub(r"\\[a-z]+|[^A-Za-z]", "", answer)
     return RIGHT if letter.upper() == problem.answer.strip().upper() else WRONG
-
-
-def quick_verdict(answer: str, gold: str, meta: dict | None = None) -> Verdict | None:
-    """Right or wrong where it is certain without algebra, else None."""
-    right = quick_equal(answer, gold, meta)
-    return None if right is None else RIGHT if right else WRONG
 
 
 # ---- workers -----------------------------------------------------------------------------------------------
@@ -226,7 +220,7 @@ class Verifier:
             elif problem.domain == "math":
                 answer = last_box(completion)
                 gold, meta = problem.answer, problem.meta
-                verdicts[i] = NO_ANSWER if answer is None else quick_verdict(answer, gold, meta)
+                verdicts[i] = NO_ANSWER if answer is None else None
                 tolerance = {key: meta[key] for key in ("rel_tol", "abs_tol", "unit") if key in meta}
                 request = {"answer": answer, "gold": gold, "meta": tolerance}
             elif problem.domain == "code":

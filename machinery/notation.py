@@ -75,7 +75,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(\\\{|[(\[])? ?(?<![\w.,^/])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d) ?(\\\}|[)\]])?", _thousands),
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
-    (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0]) + " " * (m[1] in SYNONYMS)),
+    (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
     (r"\\begin *\{array\} *\{[^{}]*\}", r"\\begin{matrix}"),
     (r"\\end *\{array\}", r"\\end{matrix}"),
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
@@ -85,7 +85,8 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\surd", r"\\sqrt"),
     (r"\\mathbf *\{R\}", r"\\mathbb{R}"),
     (r"\\mathbb *([A-Z])(?![a-z])", r"\\mathbb{\1}"),
-    (r"\\(?:vec|hat|math(?:bf|rm)|boldsymbol|bm|overrightarrow)(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))", r"\1\2"),
+    (r"\\(?:vec|hat|math(?:bf|rm)|boldsymbol|bm|overrightarrow)(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))",
+     r"\1\2"),  # vectors
     (r"\\hat\{([a-z])\}", r"\1"),  # \hat{\mathbf{i}}
     (r"\*\*", "^"),
     (r"\*|\\times *", r"\\times "),

@@ -113,10 +113,11 @@ def near_misses(golds: list[str], n: int, seed: int):
 
 def bare(text: str) -> str:
     """The text without layout, units and left side."""
-    text = re.sub(r"\\(?:left|right|displaystyle|!|,|;|:| )|\s|\$|~", "", text.replace("\\$", ""))
+    text = re.sub(r"(?<!\\)\\(?:left|right|displaystyle|!|,|;|:| )|\s|\$|~|\\$", "", text.replace("\\$", ""))
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = re.sub(r"(?<![\\a-zA-Z])(pi|sqrt)(?![a-z])", r"\\\1", text)
     text = re.sub(r"\\(?:text\w*|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?$|\^\{?\\circ\}?|\\?%", "", text)
-    text = re.sub(r"^[a-zA-Z]=|(?<=[a-z}\d])\.$", "", text)
+    text = re.sub(r"^[a-zA-Z]=|[.,;:]$|(?<=\d)\.(?!\d)", "", text)
     text = re.sub(r"\{([^{}])\}", r"\1", text)
     return text
 

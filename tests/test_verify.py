@@ -6,15 +6,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 import verify
 from data import Problem, UserError
-from machinery.answers import normalise, rational
-from verify import RIGHT, WRONG, Verifier, check_golds, choice_verdict, countdown_verdict, quick_verdict
+from verify import Verifier, check_golds, choice_verdict, countdown_verdict
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -70,73 +68,6 @@ def verifier():
 ])
 def test_countdown(numbers, target, completion, why):
     assert countdown_verdict(completion, countdown(*numbers, target=target)).why == why
-
-
-@pytest.mark.parametrize("answer, normal", [
-    (r" $\dfrac12$. ", r"\frac{1}{2}"), (r"\frac 1{23}", r"\frac{1}{23}"), ("½", r"\frac{1}{2}"),
-    ("√12", r"\sqrt{12}"),
-    (r"**12**", "12"), (r"~42~", "42"), (r"5\text{ cm}^2", '5"cm"^2'), (r"\mathrm{e}", "e"),
-    ("30°", '30"degree"'),
-    ("x²", "x^2"),
-    (r"\left( 3,\, \tfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
-    (r"\left\{ 1 \right\}", r"\{1\}"),
-    (r"1\,250", "1 250"), ("1, 250", "1, 250"), ("( 1, 2 )", "(1,2)"),
-    ("−5", "-5"),  # U+2212
-    (r"a \rightarrow b", r"a\rightarrow b"),  # \right is only the beginning of another macro
-    ("", ""),
-])
-def test_normalise(answer, normal):
-    assert normalise(answer) == normal
-
-
-@pytest.mark.parametrize("answer, value", [
-    ("073", 73), ("-5", -5), ("+5", 5), ("65.", 65), (".5", Fraction(1, 2)), ("0.50", Fraction(1, 2)),
-    ("1,250.5", Fraction(2501, 2)), ("-1,250,000", -1_250_000), ("28675710", 28675710),
-    ("3/6", Fraction(1, 2)), ("-3/6", Fraction(-1, 2)), (r"\frac{1}{2}", Fraction(1, 2)),
-    ("2 1/3", Fraction(7, 3)),
-    (r"-\frac{3}{6}", Fraction(-1, 2)),
-    (r"\frac{-3}{6}", Fraction(-1, 2)), (r"-\frac{-3}{6}", Fraction(1, 2)), ("1e3", 1000),
-    (r"1.2\times 10^{-2}", Fraction(3, 250)),
-    (r"0.1\overline{6}", Fraction(1, 6)), ("10^{-3}", Fraction(1, 1000)), (r"-2\frac{1}{2}", Fraction(-5, 2)),
-    ("1,25", None), ("12,50,000", None), ("1,2", None), ("(1,250)", None), ("1.2.3", None), ("1e3000", None),
-    ("210^3", None),
-    (r"\frac123", None),
-    ("1/0", None), (r"\frac{1}{0}", None), (r"\frac10", None), ("2x", None), ("", None), ("-", None),
-    ("9" * 5000, None),
-])
-def test_rational(answer, value):
-    assert rational(answer) == value
-
-
-@pytest.mark.parametrize("answer, gold, verdict", [
-    ("0.5", "1/2", RIGHT), (r"\dfrac{1}{2}", r"\frac12", RIGHT), ("$073$", "73", RIGHT),
-    ("1,250", "1250", RIGHT),
-    (r"1\,250", "1250", RIGHT), ("12 345", "12345", RIGHT), (r"-\frac{3}{6}", "-0.5", RIGHT),
-    ("x + 1", "x+1", RIGHT),
-    (r"\left(1, 2\right)", "(1,2)", RIGHT), ("9" * 4000, "9" * 4000, RIGHT),
-    ("28675710", "28675711", WRONG), ("0.333333", "1/3", WRONG), ("5", "-5", WRONG), ("0.28", "28", WRONG),
-    ("x+1", "1+x", None), ("(1,2)", "(2,1)", WRONG), ("1/0", "2/0", None), ("", "5", WRONG),
-    ("9" * 4000, "9" * 4001, WRONG),
-])
-def test_quick_verdict(answer, gold, verdict):
-    assert quick_verdict(answer, gold) == verdict
-
-
-@pytest.mark.parametrize("answer, gold", [
-    ("1 1/2", "11/2"),  # a mixed number: one and a half
-    ("1, 234", "1234"), ("2, 125", "2125"),  # a list of two numbers
-    ("3 4", "34"), (r"3\ 4", "34"),
-])
-def test_quick_verdict_keeps_numbers_apart(answer, gold):
-    assert quick_verdict(answer, gold) != RIGHT
-
-
-def test_quick_verdict_is_not_slow_on_long_answers():
-    start = time.perf_counter()
-    pieces = ("1", "1,", "1 ", "\\frac", "\\left", "$")
-    for answer in (piece * (200_000 // len(piece)) for piece in pieces):
-        quick_verdict(answer, "2" * 200_000)
-    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize("box, why", [
