@@ -49,10 +49,10 @@ def shape(s: str) -> tuple[str, list[str]]:
         return "group", [s.removeprefix("\\approx").strip()]
     if match := re.fullmatch(r'"([^"]*[,;][^"]*)"', s):  # \text{A, B}
         s = ",".join(f'"{word.strip()}"' for word in re.split("[,;]", match[1]) if word.strip())
-    if len(split(s, "item")) > 1:
-        return _list(split(s, "item"))
-    if len(split(s, "cell")) > 1:
-        return "row", split(s, "cell")
+    for kind, build in (("item", _list), ("cell", lambda cells: ("row", cells))):
+        parts, signs = cut(s, kind)
+        if signs:
+            return build(parts) if all(parts) else ("nothing", parts)
     if "\\pm" in s or "\\mp" in s:
         upper = re.sub(r"\\([pm])[pm] ?", lambda m: "-" if m[1] == "m" else "+", s)
         lower = re.sub(r"\\([pm])[pm] ?", lambda m: "+" if m[1] == "m" else "-", s)
@@ -180,11 +180,13 @@ def same(a: str, g: str, meta: dict) -> bool:
     """Whether a normalised answer is the same as a normalised gold."""
     if re.sub(r"(?<!\d) | (?!\d)", "", a) == re.sub(r"(?<!\d) | (?!\d)", "", g):
         return a != ""
-    unit, gold_unit = units(measured(a)[1]), units(measured(g)[1])
-    if unit and gold_unit and unit != gold_unit:
+    unit, gold_unit = measured(a)[1], measured(g)[1]
+    if units(unit) and units(gold_unit) and units(unit) != units(gold_unit):
         return False
     (kind, parts), (gold_kind, gold_parts) = shape(a), shape(g)
     if kind == "group" or gold_kind == "group":
+        if unit + gold_unit and '"' not in unit + gold_unit and _same_value(a, g, meta):
+            return True  # 2 m may be twice m
         return same(parts[0] if kind == "group" else a, gold_parts[0] if gold_kind == "group" else g, meta)
     if kind in ("named", "equation") and gold_kind in ("named", "equation"):
         if parts[0] == gold_parts[0]:
@@ -196,7 +198,7 @@ def same(a: str, g: str, meta: dict) -> bool:
     if {kind, gold_kind} == {"ratio", "value"}:  # 3:4 is three quarters
         a, g = (_quotient(one) if len(one) == 2 else one[0] for one in (parts, gold_parts))
         return _same_value(a, g, meta)
-    if kind != gold_kind or len(parts) != len(gold_parts):
+    if kind != gold_kind or kind == "nothing" or len(parts) != len(gold_parts) or not parts:
         return False
     if kind == "value":
         return _same_value(parts[0], gold_parts[0], meta)
@@ -232,7 +234,7 @@ def _same_value(a: str, g: str, meta: dict) -> bool:
     from machinery import formula  # sympy is slow to import
 
     if WORDS.search(a) or WORDS.search(g):
-        word, gold_word = (re.sub(r'[" .()]', "", s).lower() for s in (a, g))
+        word, gold_word = (re.sub(r'[" ()]|\.(?!\d)', "", s).lower() for s in (a, g))
         return word == gold_word != "" and WORDS.search(g) is not None
     x, y = formula.read(a), formula.read(g)
     if x is None or y is None:

@@ -84,7 +84,7 @@ class Reader:
                 return value
             elif divided:
                 raise Unreadable("1/2x may be 1/(2x)")
-            elif token[0] in ".0123456789" and self.tokens[self.at - 1] not in ("i", "!", ")"):
+            elif token[0] in ".0123456789" and (self.tokens[self.at - 1] not in "i!)" or token[0] == "0"):
                 raise Unreadable("3 4 is no number")
             else:
                 value = value * self.factor()

@@ -115,7 +115,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'(?<![\w.,^/)}"])(?<![\w.,^/)}"] )[1-9]\d{0,2}(?: \d{3})+(?! ?[\d/\\(])',
      lambda m: m[0].replace(" ", "")),  # 12 345
     (r' +|""', " "),
-    (r"(?<!\w) | (?!\w)", ""),
+    (r"(?<![\w}]) | (?!\w)", ""),
     (r"([\^_])\{(\w)\}(?!\d)", r"\1\2"),
     (r"(?<!\.)[.,;]$", ""),
 )]  # fmt: skip
@@ -140,7 +140,8 @@ def normalise(answer: str) -> str:
 
 TOKEN = re.compile(r"""
     (?P<open> \\\{ | \\begin\{\w+\} | [(\[{]) | (?P<close> \\\} | \\end\{\w+\} | [)\]}])
-  | (?P<item> [,;] | \\cup(?![a-z]) | "[,\ ]*(?:and|or)[,\ ]*" | (?<![a-z\\])(?:and|or)(?![a-z]))
+  | (?P<item> [,;]?\ ?(?:"[,\ ]*(?:and|or)[,\ ]*" | (?<![a-z\\])(?:and|or)(?![a-z]))
+            | [,;] | \\cup(?![a-z]))
   | (?P<order> \\[lg]e(?![a-z]) | [<>]) | (?P<equal> = | \\approx(?![a-z]))
   | (?P<colon> :) | (?P<row> \\\\) | (?P<cell> &) | "[^"]*" | \\[a-zA-Z]+ | \\.
 """, re.VERBOSE)  # fmt: skip
@@ -159,7 +160,9 @@ def cut(s: str, kind: str) -> tuple[list[str], list[str]]:
 
 
 def split(s: str, kind: str) -> list[str]:
-    return [part for part in cut(s, kind)[0] if part]
+    """The parts alone; none where one of them is empty."""
+    parts = cut(s, kind)[0]
+    return parts if all(parts) else []
 
 
 def bracketed(s: str) -> tuple[str, str, str] | None:
@@ -200,22 +203,22 @@ KNOWN = "|".join(sorted((unit for unit in UNITS if len(unit) > 1), key=len, reve
 UNIT = re.compile(rf"""
     (?:(?:/|\\times)?\ ?
        (?: "[^"]*" | \\degree | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|[A-Za-z]{{4,}}|AM|PM)(?![A-Za-z])
-         | (?:(?<=\d\ )|(?<=[a-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
+         | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
        (?:\^-?\d|\^\{{-?\d\}})?\ ?
     )+$""", re.VERBOSE)  # fmt: skip
 # Words behind a number that make it another one, or none for certain.
 NO_UNIT = re.compile(
-    r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between|half"
-    r"|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|squared|cubed"
-    r"|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|dozens?|score|pairs?|negative|approximately"
-    r"|about)|[abcdefi-knopqrtu-z])\b|[〇零一二三四五六七八九十百千万亿半两或和负]"
+    r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
+    r"|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|squared"
+    r"|cubed|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|dozens?|score|pairs?|negative"
+    r"|approximately|about)|[abcdefi-knopqrtu-z])\b|[〇零一二三四五六七八九十百千万亿半两或和负]"
 )
 
 
 def measured(s: str) -> tuple[str, str]:
     """What stands before a unit, and the unit: ('5', '"cm"^2'); the unit is "" where there is none."""
-    if match := re.fullmatch(r'(-?)"(dollar|euro|gbp)"(.+)', s):
+    if match := re.fullmatch(r'(-?)("dollar"|"euro"|"gbp")(.+)', s):
         return match[1] + match[3], match[2]
     unit = UNIT.search(s)
     if unit is None or NO_UNIT.search(unit[0].replace(".", "")) or not s[: unit.start()].strip(" -"):
