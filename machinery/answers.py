@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from machinery.notation import bracketed, cut, measured, normalise, readable, split, units
+from machinery.notation import GREEK, bracketed, cut, measured, normalise, readable, split, units
 
 # ---- how an answer is built --------------------------------------------------------------------------------
 
@@ -24,10 +24,10 @@ from machinery.notation import bracketed, cut, measured, normalise, readable, sp
 # \overline{AB}, \sin A, \frac{NO}{BO}, A:B. Not what is still to be solved: 2x, -x, x^2, |x|, x(x+1), \sin x.
 INDEX = r"(?:_\{[^{}]*\}|_\w)?'*"
 SIDE = rf"(?:[A-Z]{INDEX}\ ?){{1,4}}"
-LETTER = rf"(?:[A-Za-z]|\\(?!pi|infty|emptyset|sqrt|frac)[a-zA-Z]+){INDEX}"
+LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)})(?![a-z]) ?){INDEX}"
 NAME = re.compile(rf"""
-    {LETTER} | "[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)? | {SIDE}(?:\^(?:\{{-1\}}|T))?
-  | (?P<f>[A-Zfghpqr] | \\(?!sqrt)[a-zA-Z]+ | "[^"]+"){INDEX}(?:\^\{{-1\}})?
+    {LETTER} | "(?!not)[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)? | {SIDE}(?:\^(?:\{{-1\}}|T))?
+  | (?P<f>[A-Zfghpqr] | \\(?:{'|'.join(GREEK)}|gcd|lcm|max|min|det|deg|arg) | "[^"]+"){INDEX}(?:\^\{{-1\}})?
     \((?:(?!(?P=f))[^()] | \([^()]*\))*\)
   | \|(?:{SIDE}|[abuvwz])\| | m?\\(?:angle|triangle)\ ?{SIDE} | \\overline\{{{SIDE}\}} | \[{SIDE}\]
   | \\(?:sin|cos|tan|cot|sec|csc)(?:\^2)?\ ?(?:[A-Z\d(){{}}\ ] | \\[a-z]+)+

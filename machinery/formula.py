@@ -14,11 +14,9 @@ from functools import lru_cache
 
 import sympy
 
+from machinery.notation import GREEK
+
 TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|\.(?=\\overline)|\\[a-zA-Z]+|[A-Za-z]'*|[-+/^_!(){}\[\]|])")
-GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega triangle"
-).split()
 TRIGONOMETRY = ("sin", "cos", "tan", "cot", "sec", "csc")
 INVERSES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}  # sympy's names
 FUNCTIONS = (*TRIGONOMETRY, *INVERSES, "sinh", "cosh", "tanh", "log", "exp")

@@ -26,6 +26,10 @@ LAYOUT = (
     "left. right. left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
     "textstyle tiny small normalsize large Large LARGE huge Huge therefore limits underline ensuremath"
 ).split()
+GREEK = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau "
+    "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega triangle"
+).split()
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 BASES = "two three four five six seven eight nine ten eleven twelve".split()

@@ -158,6 +158,7 @@ def near_misses(golds: list[str], n: int, seed: int):
 
 def bare(text: str) -> str:
     """The text without layout, units and left side."""
+    text = re.sub(r",\\!|\{,\}", "", text)
     text = re.sub(r"(?<!\\)\\(?:left|right|displaystyle|!|,|;|:| )|\s|\$|~|\\$", "", text.replace("\\$", ""))
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|sqrt)(?![a-z])", r"\\\1", text)
