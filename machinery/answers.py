@@ -21,19 +21,22 @@ from machinery.notation import GREEK, bracketed, cut, measured, normalise, reada
 # ---- how an answer is built --------------------------------------------------------------------------------
 
 # What may stand before "=": x, x_1, "Area", area, (x,y), f(3), P(A), f^{-1}(x), AB, |AB|, |z|, \angle ABC,
-# \overline{AB}, \sin A, \frac{NO}{BO}, A:B. Not what is still to be solved: 2x, -x, x^2, |x|, x(x+1), \sin x.
+# \overline{AB}, \sin A, \frac{NO}{BO}, A:B, m+n. Not what is still to be solved: 2x, -x, x^2, |x|, x(x+1), x+y.
 INDEX = r"(?:_\{[^{}]*\}|_\w)?'*"
 SIDE = rf"(?:[A-Z]{INDEX}\ ?){{1,4}}"
 LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)})(?![a-z]) ?){INDEX}"
 NAME = re.compile(rf"""
-    {LETTER} | "(?!not)[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)? | {SIDE}(?:\^(?:\{{-1\}}|T))?
+    {LETTER} | "(?!not)[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)?
+  | {SIDE}(?:\^(?:\{{-1\}}|T))? | [fgh]{INDEX}\((?:[^()]|\([^()]*\))*\)
+  | (?:(?![xyz]){LETTER}|{SIDE})(?:[-+:/](?:(?![xyz]){LETTER}|{SIDE}))+ | \\frac\{{[a-w]\}}\{{[a-w]\}}
   | (?P<f>[A-Zfghpqr] | \\(?:{'|'.join(GREEK)}|gcd|lcm|max|min|det|deg|arg) | "[^"]+"){INDEX}(?:\^\{{-1\}})?
     \((?:(?!(?P=f))[^()] | \([^()]*\))*\)
   | \|(?:{SIDE}|[abuvwz])\| | m?\\(?:angle|triangle)\ ?{SIDE} | \\overline\{{{SIDE}\}} | \[{SIDE}\]
   | \\(?:sin|cos|tan|cot|sec|csc)(?:\^2)?\ ?(?:[A-Z\d(){{}}\ ] | \\[a-z]+)+
-  | \\frac\{{{SIDE}\}}\{{{SIDE}\}} | \\frac\{{d[a-z]\}}\{{d[a-z]\}} | {SIDE}[:/]{SIDE}
+  | \\frac\{{{SIDE}\}}\{{{SIDE}\}} | \\frac\{{d[a-z]\}}\{{d[a-z]\}}
 """, re.VERBOSE)  # fmt: skip
 UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequality may be about
+MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
 REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
 BASE = re.compile(r'(-?)"?0*([0-9A-Z]*\d[0-9A-Z]*(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
 
@@ -68,7 +71,7 @@ def shape(s: str) -> tuple[str, list[str]]:
     if around := bracketed(s):
         opening, inside, closing = around
         items = split(inside, "item")
-        if re.fullmatch(r"\\begin\{[pb]?matrix\}", opening) and closing == opening.replace("begin", "end"):
+        if MATRIX.fullmatch(opening) and closing == opening.replace("begin", "end"):
             return "matrix", split(inside, "row")
         if opening == "\\{" and inside:
             return "group", [re.split("[:|]", inside, maxsplit=1)[-1]]  # {x | x > 2}

@@ -18,19 +18,21 @@ SYMBOLS = dict(zip("−–×·⋅÷±∓≤⩽≥⩾≠∞∪∩∈∅√∛∜�
 SYNONYMS = dict(pair.split(":") for pair in (
     r"cdot:\times ast:\times leq:\le leqslant:\le geq:\ge geqslant:\ge neq:\ne lt:< gt:> div:/ "
     r"simeq:\approx langle:( rangle:) lbrace:\{ rbrace:\} varnothing:\emptyset backslash:\setminus "
-    r"lg:\log_{10} Reals:\mathbb{R} dfrac:\frac tfrac:\frac cfrac:\frac sfrac:\frac nicefrac:\frac "
-    r"flatfrac:\frac dbinom:\binom tbinom:\binom bar:\overline imath:i jmath:j degrees:\degree lvert:| "
+    r"lg:\log_{10} Reals:\mathbb{R} dfrac:\frac tfrac:\frac cfrac:\frac sfrac:\frac xfrac:\frac "
+    r"nicefrac:\frac flatfrac:\frac dbinom:\binom tbinom:\binom bar:\overline imath:i jmath:j degrees:\degree lvert:| "
     r"rvert:| vert:| mid:|"
 ).split())  # fmt: skip
 LAYOUT = (
     "left. right. left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
-    "textstyle tiny small normalsize large Large LARGE huge Huge therefore limits underline ensuremath"
+    "textstyle tiny small normalsize large Large LARGE huge Huge therefore limits underline ensuremath "
+    "rm bf it sf tt hfill strut"
 ).split()
 GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau "
     "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega triangle"
 ).split()
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
+INSIDE = r"(?:[^{}]|\{[^{}]*\})*"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 BASES = "two three four five six seven eight nine ten eleven twelve".split()
 TEXT = (
@@ -58,7 +60,7 @@ def _ascii(match: re.Match) -> str:
 def _words(match: re.Match) -> str:
     r"""\text{cm} as "cm"; numbers, formulas, function names, i and e as they are."""
     words = match[1].strip()
-    if re.fullmatch(FUNCTIONS + "|sec", words):
+    if re.fullmatch(FUNCTIONS + "|sec|lg", words):
         return f"\\{words} "
     return words if re.fullmatch(r"[^A-Za-z]*|[ei]|.*\\[a-z].*", words) else f' "{words}" '
 
@@ -72,25 +74,27 @@ def _thousands(match: re.Match) -> str:
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<=\d)(?:, ?\\!|\{,\}|\\,|\\!,) *(?=\d{3}(?!\d))", ""),  # 1{,}000 and 1,\!000 have no comma of a list
     (r"^\s*([*_]+)([^*_]+)\1\s*$", r"\2"),  # **12** of Markdown
+    (r"\{ *\\(?:rm|bf|it|cal) ([^{}]*)\}", r"\\text{\1}"),
     (r"\\([A-Za-z]+\.?)(?![A-Za-z])", lambda m: "" if m[1] in LAYOUT else m[0]),
     (r"(?<!\\)\\(?:[()\[\]!]|\s*$)|\\\\(?= *\\end)", ""),
-    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|\\[hv]space\*?\{[^{}]*\}|~|\s+", " "),
-    (r"\\(?:text)?color *\{[^{}]*\}|\\phantom *(?:\{[^{}]*\}|.)", ""),
-    (r"(\\\{|[(\[])? ?(?<![\w.,^/])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d) ?(\\\}|[)\]])?", _thousands),
+    (r"(?<!\\)\\[,;:> ]|\\(?:q?quad|enspace|thinspace)(?![a-z])|\\[hv]space\*?\{[^{}]*\}|~|\s+", " "),
+    (r"\\(?:text)?color(?:box)? *\{[^{}]*\}|\\phantom *(?:\{[^{}]*\}|.)", ""),
+    (r"(\\\{|[(\[])? ?(?<![\d.,^/_])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d) ?(\\\}|[)\]])?", _thousands),
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
     (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
     (r"\\begin *\{array\} *\{[^{}]*\}", r"\\begin{matrix}"),
     (r"\\end *\{array\}", r"\\end{matrix}"),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (rf"(?:\{{|^)({INSIDE})\\over(?![a-z])({INSIDE})(?:\}}|$)", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\\dot *\{?(\d)\}?(?:(\d*)\\dot *\{?(\d)\}?)?", r"\\overline{\1\2\3}"),  # 0.\dot3
+    (r"\\overline *(\d)", r"\\overline{\1}"),
     (r"\\surd(\[\d\])? *(\d+)", r"\\sqrt\1{\2}"),  # √12 is not \sqrt12
     (r"\\surd", r"\\sqrt"),
     (r"\\mathbf *\{R\}", r"\\mathbb{R}"),
     (r"\\mathbb *([A-Z])(?![a-z])", r"\\mathbb{\1}"),
-    (r"\\(?:vec|hat|math(?:bf|rm)|boldsymbol|bm|overrightarrow)(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))",
-     r"\1\2"),  # vectors
+    (r"\\(?:vec|hat|math(?:bf|rm)|textbf|boldsymbol|bm|overrightarrow)"
+     r"(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))", r"\1\2"),
     (r"\\hat\{([a-z])\}", r"\1"),  # \hat{\mathbf{i}}
     (r"\*\*", "^"),
     (r"\*|\\times *", r"\\times "),
@@ -98,7 +102,6 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\\{ *\\\}", r"\\emptyset "),
     (r"(?<=\d)[eE]([-+]?\d{1,3})(?![\d.])", r"\\times 10^{\1}"),
     # words, and signs that are words
-    (r"\{ *\\(?:rm|bf|it|cal) ([^{}]*)\}", r"\\text{\1}"),
     (rf"{TEXT} *\{{([^{{}}]*)\}}", _words),
     (r'"\(([^"()]*)\)"', r'"\1"'),  # \text{(B)}
     (r'"(\d[\d:., ]*)([A-Za-z][^"\d]*)"', r'\1 "\2"'),  # \text{4:30 p.m.}
@@ -110,11 +113,13 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (rf'(?<=\d) *("?) *({"|".join(SCALES)})s?(?![a-z]) *', lambda m: rf"\times 10^{{{SCALES[m[2]]}}} {m[1]}"),
     (rf'_ *\{{? *"?({"|".join(BASES)})"? *\}}?',
      lambda m: f"_{{{BASES.index(m[1]) + 2}}}"),  # 101_{\text{two}}
-    (rf"(?<![\\a-zA-Z])({FUNCTIONS}|pi|sqrt|infty)(?![a-zA-Z])", r"\\\1 "),  # sin(x)
+    (rf"(?<![\\a-zA-Z])({FUNCTIONS}|sec(?=\()|pi|sqrt|infty)(?![a-zA-Z])", r"\\\1 "),  # sin(x)
     (r"(?<![\\a-zA-Z])inf(?:inity)?(?![a-zA-Z])", r"\\infty "),
     (r"\\log *_ *(?:e|\{e\})", r"\\ln "),
-    (r"(?<![\\a-zA-Z])lg(?![a-zA-Z])", r"\\log_{10}"),
-    (r" *\(([a-z] *\\in[^()]*)\)$", r",\1"),  # k\pi (k\in\mathbb{Z})
+    (r"(?<![\\a-zA-Z])\\?lg(?![a-zA-Z])", r"\\log_{10}"),
+    (r"_ *\{?\((\d+)\)\}?", r"_{\1}"),  # 101_{(2)}
+    (r"(?<=\\in) *Z(?![a-z])", r"\\mathbb{Z}"),
+    (r' *(?:\(|"(?:for|where|with)") *([a-z] *\\in[^()]*)\)?$', r",\1"),  # k\pi (k\in\mathbb{Z})
     # A space stays where it keeps two numbers, names or a unit apart: "1 1/2" is not 11/2.
     (r'(?<![\w.,^/)}"])(?<![\w.,^/)}"] )[1-9]\d{0,2}(?: \d{3})+(?! ?[\d/\\(])',
      lambda m: m[0].replace(" ", "")),  # 12 345
@@ -206,7 +211,8 @@ UNITS = {alias: words.split()[0] for words in (
 KNOWN = "|".join(sorted((unit for unit in UNITS if len(unit) > 1), key=len, reverse=True)) + "|mph|kph"
 UNIT = re.compile(rf"""
     (?:(?:/|\\times)?\ ?
-       (?: "[^"]*" | \\degree | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|[A-Za-z]{{4,}}|AM|PM)(?![A-Za-z])
+       (?: "[^"]*" | \\degree | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
+         | (?<=\ )(?=[a-z]*[aeiou])[a-z]{{3}}(?![A-Za-z])
          | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
        (?:\^-?\d|\^\{{-?\d\}})?\ ?
