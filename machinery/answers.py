@@ -21,7 +21,7 @@ from machinery.notation import GREEK, bracketed, cut, measured, normalise, reada
 # ---- how an answer is built --------------------------------------------------------------------------------
 
 # What may stand before "=": x, x_1, "Area", area, (x,y), f(3), P(A), f^{-1}(x), AB, |AB|, |z|, \angle ABC,
-# \overline{AB}, \sin A, \frac{NO}{BO}, A:B, m+n. Not what is still to be solved: 2x, -x, x^2, |x|, x(x+1), x+y.
+# \overline{AB}, \sin A, \frac{NO}{BO}, A:B, m+n. Not what is to be solved: 2x, -x, x^2, |x|, x(x+1), x+y.
 INDEX = r"(?:_\{[^{}]*\}|_\w)?'*"
 SIDE = rf"(?:[A-Z]{INDEX}\ ?){{1,4}}"
 LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)})(?![a-z]) ?){INDEX}"

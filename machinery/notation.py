@@ -19,8 +19,8 @@ SYNONYMS = dict(pair.split(":") for pair in (
     r"cdot:\times ast:\times leq:\le leqslant:\le geq:\ge geqslant:\ge neq:\ne lt:< gt:> div:/ "
     r"simeq:\approx langle:( rangle:) lbrace:\{ rbrace:\} varnothing:\emptyset backslash:\setminus "
     r"lg:\log_{10} Reals:\mathbb{R} dfrac:\frac tfrac:\frac cfrac:\frac sfrac:\frac xfrac:\frac "
-    r"nicefrac:\frac flatfrac:\frac dbinom:\binom tbinom:\binom bar:\overline imath:i jmath:j degrees:\degree lvert:| "
-    r"rvert:| vert:| mid:|"
+    r"nicefrac:\frac flatfrac:\frac dbinom:\binom tbinom:\binom bar:\overline imath:i jmath:j "
+    r"degrees:\degree lvert:| rvert:| vert:| mid:|"
 ).split())  # fmt: skip
 LAYOUT = (
     "left. right. left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
@@ -211,7 +211,8 @@ UNITS = {alias: words.split()[0] for words in (
 KNOWN = "|".join(sorted((unit for unit in UNITS if len(unit) > 1), key=len, reverse=True)) + "|mph|kph"
 UNIT = re.compile(rf"""
     (?:(?:/|\\times)?\ ?
-       (?: "[^"]*" | \\degree | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
+       (?: "[^"]*" | \\degree
+         | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
          | (?<=\ )(?=[a-z]*[aeiou])[a-z]{{3}}(?![A-Za-z])
          | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
