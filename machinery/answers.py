@@ -38,7 +38,7 @@ NAME = re.compile(rf"""
 UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequality may be about
 MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
 REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
-BASE = re.compile(r'(-?)"?0*([0-9A-Z]*\d[0-9A-Z]*(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
+BASE = re.compile(r'(-?)"?([0-9A-Z]+(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
 
 
 @lru_cache(4096)
@@ -84,8 +84,9 @@ def shape(s: str) -> tuple[str, list[str]]:
     body, unit = measured(s)
     if unit:
         return "group", [body]
-    if match := BASE.fullmatch(s):
-        return "base", [match[1] + match[2], match[3] or match[4]]
+    match = BASE.fullmatch(s)
+    if match and re.search(r"\d", match[2]):
+        return "base", [match[1] + match[2].lstrip("0"), match[3] or match[4]]
     parts, colons = cut(s, "colon")
     return ("ratio", parts) if colons and all(parts) else ("value", [s])
 
@@ -298,6 +299,8 @@ def plain(gold: str) -> str | None:
     >>> plain(r"\$32,\!348"), plain(r"x=\frac12"), plain(r"\text{(B)}"), plain("['34']"), plain("&lt;5")
     ('32348', '1/2', 'B', None, None)
     """
+    if NUMBER.fullmatch(gold.strip()):
+        return gold.strip()
     hidden = any(unicodedata.category(char) in ("Cf", "Cs") or char == "\0" for char in gold)
     s = "" if hidden or DAMAGED.search(gold) else normalise(gold[:2001])
     return _plain(s) if readable(s) else None

@@ -210,14 +210,14 @@ UNITS = {alias: words.split()[0] for words in (
 ) for alias in words.split()}  # fmt: skip
 KNOWN = "|".join(sorted((unit for unit in UNITS if len(unit) > 1), key=len, reverse=True)) + "|mph|kph"
 UNIT = re.compile(rf"""
-    (?:(?:/|\\times)?\ ?
-       (?: "[^"]*" | \\degree
+    (?:\ ?(?:/|\\times\ ?)?
+       (?: "[^"]*" | \\degree\ ?
          | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
          | (?<=\ )(?=[a-z]*[aeiou])[a-z]{{3}}(?![A-Za-z])
          | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
-       (?:\^-?\d|\^\{{-?\d\}})?\ ?
-    )+$""", re.VERBOSE)  # fmt: skip
+       (?:\^-?\d|\^\{{-?\d\}})?
+    ){{1,8}}$""", re.VERBOSE)  # fmt: skip
 # Words behind a number that make it another one, or none for certain.
 NO_UNIT = re.compile(
     r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
