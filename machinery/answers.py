@@ -86,7 +86,7 @@ def shape(s: str) -> tuple[str, list[str]]:
         return "group", [body]
     match = BASE.fullmatch(s)
     if match and re.search(r"\d", match[2]):
-        return "base", [match[1] + match[2].lstrip("0"), match[3] or match[4]]
+        return "base", [match[1] + re.sub(r"^0+(?=\w)", "", match[2]), match[3] or match[4]]
     parts, colons = cut(s, "colon")
     return ("ratio", parts) if colons and all(parts) else ("value", [s])
 
