@@ -210,7 +210,9 @@ def same(a: str, g: str, meta: dict) -> bool:
         return _same_items(parts, gold_parts, meta)
     if kind in ("order <", r"order \le") and _same_relation(parts, gold_parts, "<", fewest=1):
         return True
-    if kind == "ratio" and len(gold_parts[-1]) != 2:  # 2:30 may be a time, which is not 1:15
+    if kind == "ratio":
+        if len(gold_parts[-1]) == 2:  # 2:30 may be a time, which is not 1:15
+            return [part.lstrip("0") for part in parts] == [part.lstrip("0") for part in gold_parts]
         pairs = zip(pairwise(parts), pairwise(gold_parts))
         return all(_same_value(_quotient(x), _quotient(y), meta) for x, y in pairs)
     return all(same(x, y, meta) for x, y in zip(parts, gold_parts))
