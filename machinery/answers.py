@@ -212,7 +212,7 @@ def same(a: str, g: str, meta: dict) -> bool:
         return True
     if kind == "ratio":
         if len(gold_parts[-1]) == 2:  # 2:30 may be a time, which is not 1:15
-            return [part.lstrip("0") for part in parts] == [part.lstrip("0") for part in gold_parts]
+            return ":".join(parts).lstrip("0") == ":".join(gold_parts).lstrip("0")
         pairs = zip(pairwise(parts), pairwise(gold_parts))
         return all(_same_value(_quotient(x), _quotient(y), meta) for x, y in pairs)
     return all(same(x, y, meta) for x, y in zip(parts, gold_parts))
