@@ -81,9 +81,8 @@ def shape(s: str) -> tuple[str, list[str]]:
             return "group", [inside]
     if match := REALS.fullmatch(s):
         return _line_without(split(match["without"] or "", "item"))
-    body, unit = measured(s)
-    if unit:
-        return "group", [body]
+    if measured(s)[1]:
+        return "group", [measured(s)[0]]
     match = BASE.fullmatch(s)
     if match and re.search(r"\d", match[2]):
         return "base", [match[1] + re.sub(r"^0+(?=\w)", "", match[2]), match[3] or match[4]]
@@ -173,10 +172,9 @@ def _line_without(gaps: list[str]) -> tuple[str, list[str]]:
 
 # ---- comparing ---------------------------------------------------------------------------------------------
 
-# Words, not products of variables.
 WORDS = re.compile(
     r'"|^(?:[A-Za-z]{4,}|[A-Z]{2,}|[A-E]|[Yy]es|[Nn]o|[Oo]dd)$|(?<![\\A-Za-z])[A-Za-z]{2,} [A-Za-z]{2,}'
-)
+)  # not products of variables
 NUMBER = re.compile(r"-?\d{1,50}(?:\.\d{1,50})?")
 
 
@@ -291,7 +289,7 @@ def math_equal(answer: str, gold: str, meta: dict | None = None) -> bool:
 
 # Invisible characters, HTML, doubled backslashes, the quotes of Python and JSON.
 DAMAGED = re.compile(r"""&#?\w+;|</?\w+/?>|(?<!\\)\\\\(?:[A-Za-z]{2}|[%$])|^b?['"]|[\[{(,:] *['"]""")
-SEPARATORS = {"list": ", ", "equation": " = ", "ratio": ":", "row": " & ", "base": "_"}
+SEPARATORS = {"list": ", ", "equation": " = ", "ratio": ":", "row": " & "}
 NAMED_SETS = {r"\infty", r"-\infty", r"\emptyset", r"\mathbb{Z}", r"\mathbb{Q}", r"\mathbb{N}", r"\mathbb{C}"}
 
 
@@ -304,8 +302,8 @@ def plain(gold: str) -> str | None:
     if NUMBER.fullmatch(gold.strip()):
         return gold.strip()
     hidden = any(unicodedata.category(char) in ("Cf", "Cs") or char == "\0" for char in gold)
-    s = "" if hidden or DAMAGED.search(gold) else normalise(gold[:2001])
-    return _plain(s) if readable(s) else None
+    s = normalise(gold[:2001])
+    return None if hidden or DAMAGED.search(gold) or not readable(s) else _plain(s)
 
 
 def _plain(s: str) -> str | None:
@@ -321,7 +319,9 @@ def _plain(s: str) -> str | None:
         return r"\begin{pmatrix} " + r" \\ ".join(written) + r" \end{pmatrix}"
     if kind.startswith("order"):
         return f" {kind.split()[-1]} ".join(written)
-    return SEPARATORS[kind].join(written) if kind in SEPARATORS else kind[0] + ", ".join(written) + kind[1]
+    if kind in SEPARATORS:
+        return SEPARATORS[kind].join(parts if kind == "ratio" else written)  # 05:00, not 5:0
+    return kind[0] + ", ".join(written) + kind[1]
 
 
 def _plain_value(s: str) -> str | None:
