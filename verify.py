@@ -66,11 +66,13 @@ def countdown_verdict(completion: str, problem: Problem) -> Verdict:
 
 
 def choice_verdict(completion: str, problem: Problem) -> Verdict:
+    r"""The box has the letter, in any font and brackets; the option's text may follow: \boxed{B: Paris}."""
     answer = last_box(completion)
     if answer is None:
         return NO_ANSWER
-    letter = re.sub(r"\\[a-z]+|[^A-Za-z]", "", answer)
-    return RIGHT if letter.upper() == problem.answer.strip().upper() else WRONG
+    words = re.sub(r"\\[a-z]+|\\ |[${}]", "", answer).strip()
+    letter = re.match(r"\(?([A-Za-z])[).:]*(?:$|(?<=[).:])(?!\s*[A-Za-z]\W*$))", words)  # not "A: B"
+    return RIGHT if letter and letter[1].upper() == problem.answer.strip().upper() else WRONG
 
 
 # ---- batches -----------------------------------------------------------------------------------------------
@@ -176,9 +178,7 @@ def gold_completion(problem: Problem) -> str:
         return f"``````python\n{problem.answer}\n``````"
     if problem.domain == "countdown":
         return problem.solution
-    answer = problem.answer
-    if problem.domain == "math":
-        answer = getattr(answers, "plain", str)(answer)  # TEMPORARY, until answers.plain is merged
+    answer = answers.plain(problem.answer) if problem.domain == "math" else problem.answer
     return "" if answer is None else f"\\boxed{{{answer}}}"
 
 

@@ -2,7 +2,8 @@
 
     python tests/bench_verify.py
 
-Accuracy, false positives, false negatives and time per case of each; then the speed of batches and of
+Accuracy, false positives, false negatives and time per case of each, and how many of the near misses of
+near_misses.py it takes for right though they are not; then the speed of batches, of hostile answers and of
 reference answers. Needs the data folder ../shared/data beside the repository, or --data FOLDER.
 """
 
@@ -21,10 +22,21 @@ sys.path.insert(0, str(ROOT))
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 from math_verify import verify as equal
+from near_misses import near_misses, really_equal
 
 from data import Problem, last_box, load
-from machinery.answers import normalise
+from machinery.notation import normalise
 from verify import Verifier, gold_completion
+
+BOMBS = [
+    "8^{8^{8^{8}}}", "((((9^9)^9)^9)^9)^9", "500000!", "(((9!)!)!)!", r"\frac{1}{" * 150 + "2" + "}" * 150,
+    "(" * 900 + "1" + ")" * 900, "1" + "+1" * 900, "3" + "^3" * 100, "2^" * 300 + "2",
+    r"\prod_{k=1}^{99999999} k",
+    r"\sum_{k=1}^{50000000} \frac{1}{k^3+1}", r"\int_0^1 \sin(\sin(\sin(x^x))) dx", r"\binom{10^9}{5^9}",
+    r"\sqrt{" * 200 + "2" + "}" * 200, "(x+1)^{9999}", "(x+y+z+w)^{500}", "1/" * 190 + "1",
+    r"\sin" * 300 + "x",
+    "|" * 500, r"\sqrt{2^{11111}+1}",
+]  # fmt: skip
 
 
 def naive(completion: str, gold: str) -> bool:
@@ -89,15 +101,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--pairs", type=int, default=2000, help="answers sampled from MATH")
+    parser.add_argument("--misses", type=int, default=1000, help="near misses of MATH's reference answers")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     problems = load(str(args.data / "math_test.parquet"))
     pairs = math_pairs(problems, args.pairs)
-    rows = [json.loads(line) for line in (args.data / "verify_cases.jsonl").open()]
-    sets = {
-        f"labelled cases ({len(rows)})": [(row["prediction"], row["gold"], row["correct"]) for row in rows],
-        f"MATH pairs ({len(pairs)})": pairs,
-    }
+    files = {"labelled cases": "verify_cases.jsonl", "faults found": "verify_faults.jsonl"}
+    sets = {"MATH pairs": pairs}
+    for name, file in files.items():
+        rows = [json.loads(line) for line in (args.data / file).open()]
+        sets[name] = [(row["prediction"], row["gold"], row["correct"]) for row in rows if "domain" not in row]
+    misses = list(near_misses(sorted({problem.answer for problem in problems}), args.misses, seed=0))
     with Verifier(args.workers) as verifier:
         # The workers start here.
         verifier.score([r"\boxed{1+x}"] * 2, [Problem("a", "", "x+1"), Problem("b", "", "x+2")])
@@ -112,19 +126,27 @@ def main() -> None:
             "equal normalised strings": naive,
         }
         for name, cases in sets.items():
-            print(f"\n| {name} | accuracy | false positives | false negatives | median ms | p99 ms |")
+            columns = "accuracy | false positives | false negatives | median ms | p99 ms"
+            print(f"\n| {name} ({len(cases)}) | {columns} |")
             print("|" + 6 * "---|")
             for label, judge in judges.items():
                 m = measure(judge, cases)
                 counts = f"{m['accuracy']:.3f} | {m['fp']} | {m['fn']}"
                 print(f"| {label} | {counts} | {m['median']:.2f} | {m['p99']:.1f} |")
+        print(f"\n| near misses ({len(misses)}) | false positives |\n|---|---|")
+        for label, judge in judges.items():
+            right = [(answer, gold) for gold, _, answer in misses if judge(f"\\boxed{{{answer}}}", gold)]
+            print(f"| {label} | {sum(not really_equal(*pair) for pair in right)} |")
         batch = pairs[:1024]
         golds = [Problem("p", "", gold) for _, gold, _ in batch]
         own = seconds(lambda: verifier.score([completion for completion, _, _ in batch], golds))
         theirs = seconds(lambda: [math_verify_default(completion, gold) for completion, gold, _ in batch])
+        bombs = [(f"\\boxed{{{bomb}}}", Problem("b", "", "7")) for bomb in BOMBS]
+        hostile = seconds(lambda: verifier.score(*map(list, zip(*bombs))))
         self_check = seconds(lambda: verifier.score([gold_completion(p) for p in problems], problems))
     print(f"\n- a batch of {len(batch)} completions, half of them right, {args.workers} workers: "
           f"{own:.2f} s; math_verify in one process {theirs:.2f} s: {theirs / own:.1f} times as long")
+    print(f"- {len(bombs)} hostile answers: {hostile:.2f} s")
     print(f"- {len(problems)} reference answers of MATH against their own box: {self_check:.2f} s")
 
 

@@ -374,6 +374,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, 
     launch(seen.append, grpo.Args)
     assert seen[0].resume == str(copy)
     # More steps: until they are done the run is not.
+    (copy / "data.json").unlink()  # no prompts are read below
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=2"])
     launch(lambda args: next(Run(args, "grpo.py").steps()), grpo.Args)
     Run.current.close()

@@ -18,9 +18,9 @@ DIFFS = [("grpo.py", "guide_grpo.py"), ("grpo.py", "nsr.py"), ("ppo.py", "guide_
 MOST_CHANGED_LINES = 80
 MOST_LINES_OF_MAIN = {"grpo.py": 95, "nsr.py": 95, "guide_grpo.py": 125, "ppo.py": 125, "guide_ppo.py": 125}
 MOST_LINES = {"grpo.py": 400, "guide_grpo.py": 450, "nsr.py": 400, "ppo.py": 500, "guide_ppo.py": 550,
-              "data.py": 500, "evaluate.py": 450, "verify.py": 320, "machinery/answers.py": 560,
+              "data.py": 500, "evaluate.py": 450, "verify.py": 320, "machinery/answers.py": 340,
               "machinery/sandbox.py": 270}
-MOST_LINES_OF_MACHINERY = 400  # machinery/answers.py is to become smaller: 340
+MOST_LINES_OF_MACHINERY = 400
 WIDTH = 110
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import pytest
 
 from data import Problem, UserError
 from machinery import answers, workers
-from machinery.answers import math_equal, normalise, rational
 from machinery.fences import fenced_blocks
 from verify import Verifier, check_golds, choice_verdict, countdown_verdict
 
@@ -76,68 +74,14 @@ def test_countdown(numbers, target, completion, why):
     assert countdown_verdict(completion, countdown(*numbers, target=target)).why == why
 
 
-@pytest.mark.parametrize("answer, normal", [
-    (r" $\dfrac12$. ", r"\frac{1}{2}"), (r"\frac 1{23}", r"\frac{1}{23}"), ("½", r"\frac{1}{2}"),
-    ("√12", r"\sqrt{12}"),
-    (r"**12**", "12"), (r"~42~", "42"), (r"5\text{ cm}^2", '5"cm"^2'), (r"\mathrm{e}", "e"),
-    ("30°", '30"degree"'),
-    ("x²", "x^2"),
-    (r"\left( 3,\, \tfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
-    (r"\left\{ 1 \right\}", r"\{1\}"),
-    (r"1\,250", "1 250"), ("1, 250", "1, 250"), ("( 1, 2 )", "(1,2)"),
-    ("−5", "-5"),  # U+2212
-    (r"a \rightarrow b", r"a\rightarrow b"),  # \right is only the beginning of another macro
-    ("", ""),
-])
-def test_normalise(answer, normal):
-    assert normalise(answer) == normal
-
-
-@pytest.mark.parametrize("answer, value", [
-    ("073", 73), ("-5", -5), ("+5", 5), ("65.", 65), (".5", Fraction(1, 2)), ("0.50", Fraction(1, 2)),
-    ("1,250.5", Fraction(2501, 2)), ("-1,250,000", -1_250_000), ("28675710", 28675710),
-    ("3/6", Fraction(1, 2)), ("-3/6", Fraction(-1, 2)), (r"\frac{1}{2}", Fraction(1, 2)),
-    ("2 1/3", Fraction(7, 3)),
-    (r"-\frac{3}{6}", Fraction(-1, 2)),
-    (r"\frac{-3}{6}", Fraction(-1, 2)), (r"-\frac{-3}{6}", Fraction(1, 2)), ("1e3", 1000),
-    (r"1.2\times 10^{-2}", Fraction(3, 250)),
-    (r"0.1\overline{6}", Fraction(1, 6)), ("10^{-3}", Fraction(1, 1000)), (r"-2\frac{1}{2}", Fraction(-5, 2)),
-    ("1,25", None), ("12,50,000", None), ("1,2", None), ("(1,250)", None), ("1.2.3", None), ("1e3000", None),
-    ("210^3", None),
-    (r"\frac123", None),
-    ("1/0", None), (r"\frac{1}{0}", None), (r"\frac10", None), ("2x", None), ("", None), ("-", None),
-    ("9" * 5000, None),
-])
-def test_rational(answer, value):
-    assert rational(answer) == value
-
-
-@pytest.mark.parametrize("answer, gold, same", [
-    ("0.5", "1/2", True), (r"\dfrac{1}{2}", r"\frac12", True), ("$073$", "73", True), ("1,250", "1250", True),
-    (r"1\,250", "1250", True), ("12 345", "12345", True), (r"-\frac{3}{6}", "-0.5", True),
-    ("x + 1", "x+1", True), (r"\left(1, 2\right)", "(1,2)", True), ("9" * 4000, "9" * 4000, True),
-    ("28675710", "28675711", False), ("0.333333", "1/3", False), ("5", "-5", False), ("0.28", "28", False),
-    ("x+1", "1+x", True), ("(1,2)", "(2,1)", False), ("1/0", "2/0", False), ("", "5", False),
-    ("9" * 4000, "9" * 4001, False),
-    ("1 1/2", "11/2", False),  # a mixed number: one and a half
-    ("1, 234", "1234", False), ("2, 125", "2125", False),  # a list of two numbers
-    ("3 4", "34", False), (r"3\ 4", "34", False),
-])
-def test_equal(answer, gold, same):
-    assert math_equal(answer, gold) == same
-
-
-@pytest.mark.parametrize("piece", ["1", "1,", "1 ", "\\frac", "\\left", "$"])
-def test_long_answers_are_not_slow(piece):
-    start = time.perf_counter()
-    math_equal(piece * (200_000 // len(piece)), "2" * 200_000)
-    assert time.perf_counter() - start < 0.5
-
-
 @pytest.mark.parametrize("box, why", [
     ("B", "right"), ("b", "right"), ("(B)", "right"), ("B.", "right"), (r"\text{(B)}", "right"),
     (r"\mathbf{B}", "right"),
-    ("A", "wrong"), ("AB", "wrong"), ("A, B", "wrong"), ("", "wrong"), ("2", "wrong"),
+    (r"\text{B: Paris}", "right"), ("B. x = 42", "right"), (r"(B) \frac{1}{2}", "right"), ("B) 7 m", "right"),
+    (r"\textbf{(B)}\ 12", "right"), ("$B$", "right"),
+    ("A", "wrong"), ("AB", "wrong"), ("A, B", "wrong"), ("", "wrong"), ("2", "wrong"), ("A: B", "wrong"),
+    ("Both", "wrong"), ("B or C", "wrong"), ("B, C", "wrong"), ("Bx = 42", "wrong"), ("B: C", "wrong"),
+    ("A. B is wrong", "wrong"),
 ])
 def test_choice(box, why):
     problem = Problem("p", "Q", "B", "choice")
