@@ -219,7 +219,8 @@ def run_cases(path: str, verifier: Verifier, require: float) -> bool:
         try:
             text = "".join(piece * times for piece, times in row["pieces"]) if "pieces" in row else None
             completions.append(text or row.get("prediction", row.get("completion")))
-            domain, meta = ("code", {"tests": row["tests"]}) if "tests" in row else ("math", {})
+            domain = row.get("domain", "code" if "tests" in row else "math")
+            meta = {"tests": row["tests"]} if domain == "code" else {}
             problems.append(Problem(str(number), "", row.get("gold", ""), domain, meta=meta))
             row["correct"], completions[-1].strip
         except (KeyError, TypeError, ValueError, AttributeError):

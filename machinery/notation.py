@@ -103,6 +103,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<=\d)[eE]([-+]?\d{1,3})(?![\d.])", r"\\times 10^{\1}"),
     # words, and signs that are words
     (rf"{TEXT} *\{{([^{{}}]*)\}}", _words),
+    (r'"?all real numbers"?', r"\\mathbb{R}"),
     (r'"\(([^"()]*)\)"', r'"\1"'),  # \text{(B)}
     (r'"(\d[\d:., ]*)([A-Za-z][^"\d]*)"', r'\1 "\2"'),  # \text{4:30 p.m.}
     (r"\\\$", ' "dollar" '),
