@@ -32,8 +32,8 @@ from machinery.fences import last_program
 CODE_SECONDS = 5  # of CPU time for one program with all its tests, and twice that of wall time
 NOTHING = "def __getattr__(name):\n    return lambda *args, **keywords: object()\n"  # every name, no result
 INSIDE = Path(inside.__file__).read_text()
-ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/", "LANG": "C.UTF-8",
-               "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/", "LANG": "C.UTF-8"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Stopped(BaseException):
@@ -63,8 +63,7 @@ MODES = {"root": "namespaces", "user": "namespaces", "nobody": "another user, no
 
 
 def nobody() -> int:
-    """A user without files or processes, of the range that systemd keeps for such; one for each worker, so
-    that a program that signals all it can reach does not reach another worker's."""
+    """An id of systemd's range for such users; each worker has its own: no program can signal another's."""
     return 61_184 + os.getpid() % 4_336
 
 
@@ -142,14 +141,16 @@ class Program(AbstractContextManager):
             reply = json.loads(self.process.stdout.readline(2**22))
             value = inside.decode(reply.get("value"), lambda number: Remote(self, number))
             known = getattr(builtins, reply.get("raised", ""), RuntimeError)
-        except Exception:  # not what `answer` writes: it has ended, most often by the kernel for its CPU time
-            late = time.monotonic() - self.start > self.seconds
-            raise Stopped("timeout" if late else "wrong") from None
+        except Exception:  # not what `answer` writes
+            raise self.killed() from None
         self.results += len(request) == 3 or not isinstance(value, Remote)  # of a call, or a plain value
         if "raised" not in reply:
             return value
         self.check()  # `try: f(-1)`, then `except ValueError: pass`
         raise known() if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(reply)
+
+    def killed(self) -> Stopped:  # most often by the kernel, for its CPU time
+        return Stopped("timeout" if time.monotonic() - self.start > self.seconds else "wrong")
 
     def check(self) -> None:
         """A check of the tests has taken place: it counts if there is a result that it can have been of."""
@@ -186,7 +187,9 @@ def stdio_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
     with Program(source, "stdio", mode, seconds) as program:
         for case in tests["cases"]:
             code, printed = program.ask(as_text(case["input"]))
-            if code != 0 or lines(printed) != lines(as_text(case["output"])):
+            if code != 0:
+                raise program.killed()
+            if lines(printed) != lines(as_text(case["output"])):
                 return False
     return len(tests["cases"]) > 0
 
@@ -246,11 +249,10 @@ def free_names(code: str) -> set[str]:
 def run_tests(here: dict) -> None:
     """The functions and classes of tests among these names; what has arguments is no test."""
     for name, value in list(here.items()):
-        if getattr(value, "__module__", "") != "tests":
-            continue
-        if isinstance(value, type) and issubclass(value, unittest.TestCase):
+        own = getattr(value, "__module__", "") == "tests"
+        if own and isinstance(value, type) and issubclass(value, unittest.TestCase):
             unittest.defaultTestLoader.loadTestsFromTestCase(value).debug()
-        elif name.startswith("test") and isinstance(value, types.FunctionType):
+        elif own and isinstance(value, types.FunctionType) and name.startswith("test"):
             if value.__code__.co_argcount == 0:
                 value()
 
@@ -261,8 +263,8 @@ def judge(blocks: list[tuple[str, str]], tests: dict, mode: str, seconds: int = 
     Tests: {"type": "assert", "code"} or {"type": "stdio", "cases": [{"input", "output"}]}. The program may
     take `seconds` of CPU time, whole ones, and twice that of wall time. Raises what ill-formed tests raise.
     """
-    right = {"stdio": stdio_right, "assert": assert_right}[tests["type"]]
     try:
+        right = {"stdio": stdio_right, "assert": assert_right}[tests["type"]]
         return "right" if right(last_program(blocks), tests, mode, seconds) else "wrong"
     except Stopped as stopped:
         return str(stopped)
