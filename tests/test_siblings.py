@@ -17,7 +17,7 @@ ALGORITHM = {"Args", "Row", "policy_loss", "main"}
 DIFFS = [("grpo.py", "guide_grpo.py"), ("grpo.py", "nsr.py"), ("ppo.py", "guide_ppo.py")]
 MOST_CHANGED_LINES = 80
 MOST_LINES_OF_MAIN = {"grpo.py": 95, "nsr.py": 95, "guide_grpo.py": 125, "ppo.py": 125, "guide_ppo.py": 125}
-MOST_LINES = {"grpo.py": 400, "guide_grpo.py": 450, "nsr.py": 400, "ppo.py": 500, "guide_ppo.py": 550,
+MOST_LINES = {"grpo.py": 400, "guide_grpo.py": 450, "nsr.py": 400, "ppo.py": 500, "guide_ppo.py": 570,
               "data.py": 500, "evaluate.py": 450, "verify.py": 460, "machinery/answers.py": 560}
 MOST_LINES_OF_MACHINERY = 400  # verify.py and machinery/answers.py are to become smaller: 320 and 340
 WIDTH = 110
