@@ -355,15 +355,15 @@ def main(args: Args) -> Path:
 
             # guidance: failed prompts are rolled out again with their hint
             failed = [k for k, i in enumerate(drawn) if fails(new[k], prompts[i], args.guide_threshold)]
-            again = rollout(sampler, verifier, [prompts[drawn[k]] for k in failed], args.n, args.temperature,
-                            args.max_response, (args.seed, step, turn, 1), run.clock,
-                            hinted=args.guide_with == "hint")
-            for k, group in reversed(list(zip(failed, again))):  # from the end: inserting moves what follows
+            hinted = rollout(sampler, verifier, [prompts[drawn[k]] for k in failed], args.n, args.temperature,
+                             args.max_response, (args.seed, step, turn, 1), run.clock,
+                             hinted=args.guide_with == "hint")
+            for k, group in reversed(list(zip(failed, hinted))):  # from the end: inserting moves what follows
                 if args.guided_group == "union":
                     new[k] = new[k] + group
                 else:
                     new[k : k + 1] = [new[k], group] if evaluate.accuracy(new[k]) > 0 else [group]
-            guided += again
+            guided += hinted
 
             groups += [group for group in new if not args.filter_rounds or 0 < evaluate.accuracy(group) < 1]
         sampler.sleep()

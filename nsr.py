@@ -13,8 +13,7 @@ Differs from the paper:
     right answers;
   - as in the authors' code, not in the paper: dropped rows go first, the kept ones are cut into mini-batches
     of prompts n / mini_batches rows, and the last one, of what is left, counts by its size.
-
-Differs from grpo.py by *advantage*, dropped rows, no KL term and no refills, and its defaults.
+And from grpo.py: *advantage*, dropped rows, no KL term, no refills, defaults.
 
 As it is it trains the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
 commands of the papers' settings, and of Dr. GRPO and DAPO.
