@@ -283,10 +283,10 @@ def test_the_critic_learns_what_plain_samples_reach(guided_group, tmp_path, monk
         return groups
 
     monkeypatch.setattr(guide_ppo, "rollout", judged)
-    args = {**PPO, "prompts": 4, "n": 5, "steps": 25, "critic_warmup": 25, "critic_lr": 3e-3,
+    args = {**PPO, "prompts": 2, "n": 5, "steps": 10, "critic_warmup": 10, "critic_lr": 3e-3,
             "critic_mini_batches": 1, "guided_group": guided_group, "eval_problems": 1, "eval_n": 1}
     run = guide_ppo.main(guide_ppo.Args(**args, run_dir=str(tmp_path / "run")))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [lines[-1][key] for key in ("critic/return", "guide/reward", "guide/failed")] == [
         pytest.approx(0.2, abs=0.02), 1.0, 0.5]
-    assert np.mean([line["critic/value"] for line in lines[-8:]]) == pytest.approx(0.2, abs=0.06)
+    assert np.mean([line["critic/value"] for line in lines[-6:]]) == pytest.approx(0.2, abs=0.06)
