@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 
 from machinery import tasks
+from machinery.templates import BOXED, PROMPTS
 
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
 
@@ -354,8 +355,7 @@ def holds_answer(text: str, answer: str) -> bool:
 
 # ---- prompts -------------------------------------------------------------------------------------
 
-TEMPLATES = ("countdown", "plain", "qwen-math", "guide", "chat")
-BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+TEMPLATES = ("countdown", "plain", "guide", "chat", *PROMPTS)
 INSTRUCTIONS = {"math": BOXED, "choice": BOXED.replace("your final answer", "the letter of your answer")}
 
 
@@ -371,10 +371,10 @@ class Prompt:
 def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = False) -> str:
     """The prompt as text, plain or with the problem's hint.
 
-    countdown, plain: the question and a line break. qwen-math: the ChatML text of the NSR paper. guide: the
-    Guide paper's messages, chat: question and instruction as one user message, both through the tokenizer's
-    chat template (guide is ChatML where it has none). A hint follows the question, unless the data set has a
-    whole hinted question. Raises UserError for an unknown template and for `chat` without a chat template.
+    countdown, plain: the question and a line break. guide: the Guide paper's messages, chat: question and
+    instruction as one user message, both through the tokenizer's chat template (guide is ChatML where it has
+    none). The others: machinery/templates.py. A hint follows the question, unless the data set has a whole
+    hinted question. Raises UserError for an unknown template and for `chat` without a chat template.
     """
     if template not in TEMPLATES:
         raise UserError(f"unknown template {template!r}: use one of {', '.join(TEMPLATES)}")
@@ -385,12 +385,12 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
         question = problem.meta.get("hinted_question") or f"{question}{space}Hint: {problem.hint}"
     if template in ("countdown", "plain"):
         return f"{question}\n"
-    chat = {
-        "qwen-math": [("system", "You are a helpful assistant."), ("user", f"{question}\n{BOXED}")],
-        "guide": [("system", BOXED), ("user", f"Problem: {question}")],
-        "chat": [("user", f"{question}\n{INSTRUCTIONS.get(problem.domain, '')}".strip())],
-    }[template]
-    if template == "qwen-math" or getattr(tokenizer, "chat_template", None) is None:
+    if template in PROMPTS:
+        return PROMPTS[template].replace("QUESTION", question)
+    chat = [("user", f"{question}\n{INSTRUCTIONS.get(problem.domain, '')}".strip())]
+    if template == "guide":
+        chat = [("system", BOXED), ("user", f"Problem: {question}")]
+    if getattr(tokenizer, "chat_template", None) is None:
         if template == "chat":
             raise UserError("this tokenizer has no chat template: use --template plain, qwen-math or guide")
         turns = [f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in chat]
