@@ -50,7 +50,7 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     prompts: int = 32  # B, prompts a step
     n: int = 8  # G, samples a prompt
     temperature: float = 1.0  # of the policy, in sampling and in the loss
-    mini_batches: int = 4  # optimizer steps a rollout batch; 1 is fully on-policy
+    mini_batches: int = 4  # optimizer steps a rollout batch if all rows are kept; 1 is fully on-policy
     lr: float = 3e-5  # peak learning rate; 1e-6 for billions of parameters
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW

@@ -225,7 +225,15 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
     original = module.rollout
     monkeypatch.setattr(module, "rollout", recorded)
     monkeypatch.setattr(torch.optim, "AdamW", sgd)
+    entropy_grads, token_logprobs = set(), module.token_logprobs
+
+    def noted(*a, entropy_grad, **k):
+        entropy_grads.add(entropy_grad)
+        return token_logprobs(*a, entropy_grad=entropy_grad, **k)
+
+    monkeypatch.setattr(module, "token_logprobs", noted)
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
+    assert (True in entropy_grads) == (args.get("entropy_coef", 0.0) > 0)  # a bonus of 0 costs no memory
 
     groups = list(sampled[0])
     accuracies = [sum(row.reward for row in group) / len(group) for group in groups]
