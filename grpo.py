@@ -15,7 +15,7 @@ Differs from the paper:
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-As it is it trains the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
 commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 

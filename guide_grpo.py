@@ -27,7 +27,7 @@ Differs from grpo.py by *guidance*, guided rows in `policy_loss`, five Args. Dif
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-As it is it trains the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
 commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 

@@ -26,7 +26,7 @@ Differs from the papers:
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
-As it is it trains the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
 commands of the papers' settings.
 """
 

@@ -15,7 +15,7 @@ Differs from the paper:
     of prompts n / mini_batches rows, and the last one, of what is left, counts by its size.
 And from grpo.py: *advantage*, dropped rows, no KL term, no refills, defaults.
 
-As it is it trains the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
 commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 

@@ -373,9 +373,10 @@ class TokenMeans:
         self._add(mask_NT, named_NT)
 
     def _add(self, mask_NT, values_NT: dict) -> None:
+        tokens = mask_NT.sum()
         for key, value_NT in values_NT.items():
             self.sums[key] += (value_NT * mask_NT).sum(dtype=torch.float64)
-            self.tokens[key] += mask_NT.sum()
+            self.tokens[key] += tokens
 
     def add_update(self, grad_norm: float) -> None:
         self.grad_norm += grad_norm
