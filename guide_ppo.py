@@ -466,7 +466,7 @@ def main(args: Args) -> Path:
         drawn = data.draw(len(prompts), args.prompts, step, args.seed)
         new = rollout(sampler, verifier, [prompts[i] for i in drawn], args.n, args.temperature,
                       args.max_response, (args.seed, step, 0), run.clock)
-        plain, guided = list(new), []  # sampled without and with a hint
+        plain, guided = list(new), []  # first groups, and second ones of failed prompts
 
         # guidance: failed prompts are rolled out again with their hint
         failed = [k for k, i in enumerate(drawn) if fails(new[k], prompts[i], args.guide_threshold)]
