@@ -25,6 +25,7 @@ import numpy as np
 from machinery import reading, tasks
 from machinery.command import UserError, run_command
 from machinery.reading import FILE_TYPES, BadRow, last_box, read_file, solution_hint, text_of
+from machinery.templates import BOXED, HELPFUL, PROMPTS
 
 EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
 
@@ -290,9 +291,8 @@ def _reference_program(prompt: str, body: str) -> str:
 
 # ---- prompts -------------------------------------------------------------------------------------
 
-TEMPLATES = ("countdown", "plain", "qwen-math", "guide", "chat")
-BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-SYSTEM = {"qwen-math": "You are a helpful assistant.", "guide": BOXED}
+TEMPLATES = ("countdown", "plain", "guide", "chat", *PROMPTS)
+SYSTEM = dict.fromkeys(PROMPTS, HELPFUL) | {"guide": BOXED, "guide-llama": ""}  # what such a prompt has
 TODAY = date(2024, 7, 26)  # where a chat template writes the date: a resumed run must see the same
 INSTRUCTIONS = {"math": BOXED, "choice": BOXED.replace("your final answer", "the letter of your answer")}
 
@@ -309,7 +309,7 @@ class Prompt:
 def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = False) -> str:
     """The prompt as text, plain or with the problem's hint.
 
-    countdown, plain: the question and a line break. qwen-math: the ChatML text of the NSR paper. guide: the
+    countdown, plain: the question and a line break. *-math, guide-llama: machinery/templates.py. guide: the
     Guide paper's messages, chat: question and instruction as one user message, both through the tokenizer's
     chat template (guide is ChatML where it has none). A hint follows the question, unless the data set has a
     whole hinted question. Of a row that is a chat, `chat` has all messages before the question; the others
@@ -332,14 +332,15 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     if template in ("countdown", "plain"):
         told = [message["content"] for message in earlier if message["content"].strip()]
         return "\n\n".join([*told, f"{question}\n"])
+    if template in PROMPTS:
+        return PROMPTS[template].replace("QUESTION", question)
     if template == "chat":
         boxed = any("\\boxed" in message["content"] for message in earlier)  # the instruction, or one like it
         instruction = "" if boxed else INSTRUCTIONS.get(problem.domain, "")
         messages = [*earlier, {"role": "user", "content": f"{question}\n{instruction}".strip()}]
     else:
-        user = f"Problem: {question}" if template == "guide" else f"{question}\n{BOXED}"
-        messages = [{"role": "system", "content": SYSTEM[template]}, {"role": "user", "content": user}]
-    if template == "qwen-math" or getattr(tokenizer, "chat_template", None) is None:
+        messages = [{"role": "system", "content": BOXED}, {"role": "user", "content": f"Problem: {question}"}]
+    if getattr(tokenizer, "chat_template", None) is None:
         if template == "chat":
             raise UserError("this tokenizer has no chat template: use --template plain, qwen-math or guide")
         turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]

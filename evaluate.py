@@ -157,6 +157,19 @@ def rollout_metrics(plain: list[list], guided: list[list] = ()) -> dict[str, flo
     }
 
 
+def guide_metrics(plain: list[list], guided: list[list], rows: list, rho: list[float], gamma: float) -> dict:
+    """What guidance did: groups sampled first and again, rows trained on, ratios of the guided tokens."""
+    rewards = [row.reward for group in guided for row in group]
+    return {
+        "guide/failed": len(guided) / len(plain),
+        "guide/reward": np.mean(rewards or [0.0]),
+        "guide/share": np.mean([row.guided for row in rows] or [0.0]),
+        "guide/ratio": np.mean(rho),
+        "guide/low_ratio": np.mean(np.less(rho, 0.5)),
+        "guide/gamma": gamma,
+    }
+
+
 def versions() -> dict:
     found = {"python": platform.python_version()}
     for package in ("torch", "transformers", "numpy"):

@@ -3,10 +3,11 @@ r"""GRPO: Group Relative Policy Optimization with verifiable rewards.
 Paper: DeepSeekMath (arXiv 2402.03300), section 4.1.
 
     max_theta  E[ x ~ data, y_1..y_G ~ pi_old(.|x) ]  1/tokens  sum_i sum_t
-                   min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) - beta k3_it          (eq. 3)
+                   min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) + entropy_coef H_it
+                   - beta k3_it                                                                     (eq. 3)
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, y_i<t)
     A_i    = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + 1e-6)         inside the G samples of one prompt
-    k3     = pi_ref/pi - log(pi_ref/pi) - 1                          an estimate of KL(pi || pi_ref), eq. 4
+    k3     = pi_ref/pi - log(pi_ref/pi) - 1      mean: KL(pi || pi_ref), eq. 4; gradient: KL(pi_ref || pi)'s
 
 Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
@@ -14,12 +15,8 @@ Differs from the paper:
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-One line each: `--no-norm-std --loss-agg constant` (Dr. GRPO, arXiv 2503.20783); `--eps-high 0.28` and
-`--filter-rounds 5` (DAPO, 2503.14476).
-
-    python grpo.py                              # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python grpo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
-        --template qwen-math --prompts 1024 --mini-batches 4 --max-response 3072 --lr 1e-6 --beta 1e-3
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -63,6 +60,7 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
+    entropy_coef: float = 0.0  # of the entropy bonus
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
     tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
@@ -222,9 +220,8 @@ def stack(rows: list, own_NT: torch.Tensor) -> torch.Tensor:
 def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.Tensor:
     """A_BG = (r - mean) / (std + 1e-6) inside each group, std unbiased (section 4.1.2); 0 where all r agree.
 
-    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
-    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
-            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
     """
     scale_B1 = rewards_BG.std(1, keepdim=True) + 1e-6 if norm_std else 1.0
     equal_B1 = (rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True)  # a test of the std would meet rounding
@@ -247,7 +244,8 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, eps_low: float, eps_high: f
 
 
 def kl_k3(logp_NT, ref_logp_NT):
-    """pi_ref/pi - log(pi_ref/pi) - 1 >= 0 per token; its mean over y ~ pi is KL(pi || pi_ref) (eq. 4)."""
+    """k3 >= 0 of the header, per token: over y ~ pi its mean is KL(pi || pi_ref), but its gradient
+    (1 - pi_ref/pi) grad log pi has that of KL(pi_ref || pi) for its mean. Over other y it is neither."""
     return (ref_logp_NT - logp_NT).exp() - (ref_logp_NT - logp_NT) - 1
 
 
@@ -304,7 +302,8 @@ def main(args: Args) -> Path:
         # rollout: B groups of G rows
         plain, groups = [], []  # all that was sampled, all that is trained on
         for turn in range(1 + args.filter_rounds):
-            drawn = data.draw(len(prompts), args.prompts, step, args.seed, turn)[: args.prompts - len(groups)]
+            missing = max(0, args.prompts - len(groups))
+            drawn = data.draw(len(prompts), args.prompts, step, args.seed, turn)[:missing]
             new = rollout(sampler, verifier, [prompts[i] for i in drawn], args.n, args.temperature,
                           args.max_response, (args.seed, step, turn), run.clock)
             plain += new
@@ -317,10 +316,10 @@ def main(args: Args) -> Path:
             for row, A in zip(group, group_advantages(rewards_1G, args.norm_std)[0].tolist()):
                 row.advantage = A
 
-        # log-probs under the policies that stand still during the update
+        # log-probs under the policies that stand still during the update, of rows that have a gradient
         scoring = args.temperature, args.micro_tokens, device
-        rows = [row for row in flat(groups) if row.advantage != 0 or args.beta > 0]  # with a gradient
-        off_policy = rows if args.mini_batches > 1 else []
+        rows = [row for row in flat(groups) if row.advantage != 0 or args.beta + args.entropy_coef > 0]
+        off_policy = [row for row in rows if row.guided or args.mini_batches > 1]
         old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
@@ -330,26 +329,25 @@ def main(args: Args) -> Path:
         run.clock("logprobs")
 
         # update
-        lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup))
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             whole = flat(groups[g] for g in mini)
-            batch = [row for row in whole if row.advantage != 0 or args.beta > 0]
+            batch = [row for row in whole if row.advantage != 0 or args.beta + args.entropy_coef > 0]
             n_rows, n_tokens = len(whole), sum(len(row.response) for row in whole)
             if not batch:
                 continue
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]
                 ids = pad([row.prompt for row in part], [row.response for row in part], device)
-                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature)
+                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, args.entropy_coef > 0)
                 old_NT = stack([row.old_logp for row in part], logp_NT)
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_N1 = torch.tensor([[row.advantage] for row in part], device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, args.eps_low, args.eps_high)
                 kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # 0 without one
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
-                loss_NT = loss_NT + args.beta * kl_NT
+                loss_NT = loss_NT - args.entropy_coef * entropy_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
                 loss.backward()
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
@@ -358,7 +356,7 @@ def main(args: Args) -> Path:
             optimizer.step()
             optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": lr, "train/rows": len(rows),
+        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "train/rows": len(rows),
                     "train/kept": len(rows) / max(1, len(flat(groups)))}
         metrics |= evaluate.rollout_metrics(plain) | means.metrics()
         run.log(metrics, groups or plain, sampler.tokenizer)

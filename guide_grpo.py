@@ -3,10 +3,11 @@ r"""Guide-GRPO: GRPO that gives a hint for the prompts it fails, and learns to a
 Paper: Adaptive Guidance Accelerates RL of Reasoning Models (arXiv 2506.13923), section 4; GRPO: 2402.03300.
 
     max_theta  E[ x ~ data, y_1..y_G ~ pi_old(.|x) ]  1/tokens  sum_i sum_t
-                   min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) - beta k3_it          (eq. 3)
+                   min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) + entropy_coef H_it
+                   - beta k3_it                                                                     (eq. 3)
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, y_i<t)
     A_i    = (r_i - mean(r_1..r_G)) / (std(r_1..r_G) + 1e-6)         inside the G samples of one prompt
-    k3     = pi_ref/pi - log(pi_ref/pi) - 1                          an estimate of KL(pi || pi_ref), eq. 4
+    k3     = pi_ref/pi - log(pi_ref/pi) - 1      mean: KL(pi || pi_ref), eq. 4; gradient: KL(pi_ref || pi)'s
 
 Guidance: where all G samples of a prompt are wrong, G more are drawn with the hint g, y ~ pi_old(.|x,g), and
 trained on after x alone, without a clip, with the ratio between the two contexts:
@@ -14,21 +15,20 @@ trained on after x alone, without a clip, with the ratio between the two context
 `--guide-ratio none` (rho) is exact for each next token after a prefix that the hint drew; `sequence` (its
 product over t) is the gradient of the plain objective, `naive` neither (tests/test_guide.py); `clip`: PPO's.
 
-Differs from grpo.py by *guidance*, guided rows in `policy_loss`, four Args. Differs from the papers:
-  - paper: A inside the guided group ("replace"); here: inside all 2 G samples ("union"), because a guided
-    group that always succeeds then still teaches;
+`--guide-with nothing` is the control: as many second samples, plain ones. k3 of guided rows is no KL.
+
+Differs from grpo.py by *guidance*, guided rows in `policy_loss`, five Args. Differs from the papers:
+  - paper: A inside the guided group, an all-wrong one goes, a partly right one (threshold above 0) stays
+    beside it ("replace"); here: inside all 2 G samples ("union"), because a guided group that always succeeds
+    then still teaches;
   - paper: gamma per response, padding included; here: one a step, over guided tokens;
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
     optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
     right answers;
   - paper: beta 0.04; here: 0 and no reference model: a verifiable reward leaves no reward model to exploit.
 
-One line each: `--no-norm-std --loss-agg constant` (Dr. GRPO, arXiv 2503.20783); `--eps-high 0.28` and
-`--filter-rounds 5` (DAPO, 2503.14476).
-
-    python guide_grpo.py                        # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python guide_grpo.py --model Qwen/Qwen2.5-Math-1.5B --data vaskarnath/guide_math_rl_dataset \
-        --template guide --prompts 128 --mini-batches 2 --max-response 3072 --lr 1e-6 --filter-rounds 5
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -72,11 +72,13 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
+    entropy_coef: float = 0.0  # of the entropy bonus
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed if at most this share of its samples is right
     guided_group: Literal["union", "replace"] = "union"  # A inside failed and guided samples, or the guided
     guide_ratio: Literal["shaped", "clip", "none", "sequence", "naive"] = "shaped"  # see the header
     guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
+    guide_with: Literal["hint", "nothing"] = "hint"  # nothing is the control: as many samples, all plain
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
     tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
@@ -248,9 +250,8 @@ def hint_ratios(rows: list[Row], plain_logps: list[torch.Tensor]) -> list[float]
 def group_advantages(rewards_BG: torch.Tensor, norm_std: bool = True) -> torch.Tensor:
     """A_BG = (r - mean) / (std + 1e-6) inside each group, std unbiased (section 4.1.2); 0 where all r agree.
 
-    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
-    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000],
-            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
     """
     scale_B1 = rewards_BG.std(1, keepdim=True) + 1e-6 if norm_std else 1.0
     equal_B1 = (rewards_BG == rewards_BG[:, :1]).all(1, keepdim=True)  # a test of the std would meet rounding
@@ -270,19 +271,20 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low,
     gain_NT = ratio_NT * advantages_NT
     clipped_gain_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high) * advantages_NT
     loss_NT, is_clipped_NT = -torch.min(gain_NT, clipped_gain_NT), clipped_gain_NT < gain_NT
-    if how in ("clip", "naive"):
-        return loss_NT, is_clipped_NT
+    free_N1 = guided_N[:, None] & (how not in ("clip", "naive"))
     if how == "shaped":
         ratio_NT = ratio_NT / (ratio_NT + gamma)
     elif how == "sequence":  # value: the product of all ratios; gradient: that times each logp's
         product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
         ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
-    guided_N1 = guided_N[:, None]
-    return torch.where(guided_N1, -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N1
+    loss_NT = torch.where(free_N1, -ratio_NT * advantages_NT, loss_NT)
+    is_clipped_NT = is_clipped_NT & ~free_N1
+    return loss_NT, is_clipped_NT
 
 
 def kl_k3(logp_NT, ref_logp_NT):
-    """pi_ref/pi - log(pi_ref/pi) - 1 >= 0 per token; its mean over y ~ pi is KL(pi || pi_ref) (eq. 4)."""
+    """k3 >= 0 of the header, per token: over y ~ pi its mean is KL(pi || pi_ref), but its gradient
+    (1 - pi_ref/pi) grad log pi has that of KL(pi_ref || pi) for its mean. Over other y it is neither."""
     return (ref_logp_NT - logp_NT).exp() - (ref_logp_NT - logp_NT) - 1
 
 
@@ -337,9 +339,11 @@ def main(args: Args) -> Path:
         run.clock("evaluate")
 
         # rollout: B groups of G rows
-        plain, guided, groups = [], [], []  # sampled without and with a hint, and all that is trained on
+        plain, groups = [], []  # all that was sampled, all that is trained on
+        guided = []  # the second groups of failed prompts
         for turn in range(1 + args.filter_rounds):
-            drawn = data.draw(len(prompts), args.prompts, step, args.seed, turn)[: args.prompts - len(groups)]
+            missing = max(0, args.prompts - len(groups))
+            drawn = data.draw(len(prompts), args.prompts, step, args.seed, turn)[:missing]
             new = rollout(sampler, verifier, [prompts[i] for i in drawn], args.n, args.temperature,
                           args.max_response, (args.seed, step, turn), run.clock)
             plain += new
@@ -347,9 +351,13 @@ def main(args: Args) -> Path:
             # guidance: failed prompts are rolled out again with their hint
             failed = [k for k, i in enumerate(drawn) if fails(new[k], prompts[i], args.guide_threshold)]
             hinted = rollout(sampler, verifier, [prompts[drawn[k]] for k in failed], args.n, args.temperature,
-                             args.max_response, (args.seed, step, turn, 1), run.clock, hinted=True)
-            for k, group in zip(failed, hinted):
-                new[k] = new[k] + group if args.guided_group == "union" else group
+                             args.max_response, (args.seed, step, turn, 1), run.clock,
+                             hinted=args.guide_with == "hint")
+            for k, group in reversed(list(zip(failed, hinted))):  # from the end: inserting moves what follows
+                if args.guided_group == "union":
+                    new[k] = new[k] + group
+                else:
+                    new[k : k + 1] = [new[k], group] if evaluate.accuracy(new[k]) > 0 else [group]
             guided += hinted
 
             groups += [group for group in new if not args.filter_rounds or 0 < evaluate.accuracy(group) < 1]
@@ -361,14 +369,14 @@ def main(args: Args) -> Path:
             for row, A in zip(group, group_advantages(rewards_1G, args.norm_std)[0].tolist()):
                 row.advantage = A
 
-        # log-probs under the policies that stand still during the update
+        # log-probs under the policies that stand still during the update, of rows that have a gradient
         scoring = args.temperature, args.micro_tokens, device
-        rows = [row for row in flat(groups) if row.advantage != 0 or args.beta > 0]  # with a gradient
-        guided_rows = [row for row in rows if row.guided]
-        off_policy = rows if args.mini_batches > 1 else guided_rows
+        rows = [row for row in flat(groups) if row.advantage != 0 or args.beta + args.entropy_coef > 0]
+        off_policy = [row for row in rows if row.guided or args.mini_batches > 1]
         old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
+        guided_rows = [row for row in rows if row.guided]
         plain_logps = logprobs(policy, guided_rows, [row.prompt for row in guided_rows], *scoring)
         rho = hint_ratios(guided_rows, plain_logps)
         gamma = args.guide_gamma or max(1e-4, float(np.quantile(rho, 0.9)))
@@ -381,41 +389,40 @@ def main(args: Args) -> Path:
         run.clock("logprobs")
 
         # update
-        lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup))
         means = TokenMeans()
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             whole = flat(groups[g] for g in mini)
-            batch = [row for row in whole if row.advantage != 0 or args.beta > 0]
+            batch = [row for row in whole if row.advantage != 0 or args.beta + args.entropy_coef > 0]
             n_rows, n_tokens = len(whole), sum(len(row.response) for row in whole)
             if not batch:
                 continue
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]
                 ids = pad([row.prompt for row in part], [row.response for row in part], device)
-                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature)
+                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, args.entropy_coef > 0)
                 old_NT = stack([row.old_logp for row in part], logp_NT)
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_N1 = torch.tensor([[row.advantage] for row in part], device=device)
                 guided_N = torch.tensor([row.guided for row in part], dtype=torch.bool, device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_N1, mask_NT, guided_N,
                                                   args.eps_low, args.eps_high, args.guide_ratio, gamma)
+                push_NT = -torch.autograd.grad(loss_NT.sum(), logp_NT, retain_graph=True)[0]
                 kl_NT = kl_k3(logp_NT, stack([row.ref_logp for row in part], logp_NT))  # 0 without one
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
-                loss_NT = loss_NT + args.beta * kl_NT
+                loss_NT = loss_NT - args.entropy_coef * entropy_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
                 loss.backward()
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
+                          push_plain=push_NT * ~guided_N[:, None], push_guided=push_NT * guided_N[:, None],
                           ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT)
             means.add_update(clip_gradient(policy, args.grad_clip))
             optimizer.step()
             optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": lr, "train/rows": len(rows),
+        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "train/rows": len(rows),
                     "train/kept": len(rows) / max(1, len(flat(groups)))}
-        metrics |= {"guide/failed": len(guided) / len(plain), "guide/gamma": gamma,
-                    "guide/ratio": np.mean(rho), "guide/share": len(guided_rows) / max(1, len(rows)),
-                    "guide/reward": np.mean([row.reward for row in flat(guided)] or [0.0])}
+        metrics |= evaluate.guide_metrics(plain, guided, rows, rho, gamma)
         metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
         run.log(metrics, groups or plain, sampler.tokenizer)
 

@@ -4,7 +4,7 @@ Paper: the abstract of arXiv 2506.13923 names it, its code has no script for it:
 Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards as in RLHF: 2203.02155.
 
     actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t
-                           min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
+                           min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t ) + entropy_coef H_t
     critic  min_phi    1/tokens  sum_t  0.5 max( (V_t - R_t)^2, (clip(V_t, V_old_t -+ value_clip) - R_t)^2 )
     rho_t = pi(y_t | x, y_<t) / pi_old(y_t | x, y_<t)
     r_t   = [t last] r(y) - beta log(pi_old(y_t | ..) / pi_ref(y_t | ..))              k1, only when beta > 0
@@ -13,20 +13,21 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards 
 
 Guidance, as in guide_grpo.py: where all samples of a prompt are wrong, as many are drawn with the hint g and
 trained on after the plain prompt x, without a clip: rho = pi(y_t | x, ..) / pi_old(y_t | x, g, ..), shaped.
-  - The critic sees the plain prompt always, V(x, y_<t): it is the baseline of the policy that is trained, and
-    one that saw the hint would call a failed prompt easy. Rewards, k1, GAE, returns: of the plain context.
+  - The critic sees the plain prompt always, V(x, y_<t), and learns from plain rows alone, those that guided
+    ones replace too: hinted returns taught it .44 where plain samples reach .20. k1, GAE: after x as well.
   - The failed plain rows stay ("union"): with a critic their advantage is not 0, unlike in GRPO.
   - A is whitened over all rows together: the better the guided ones, the harder failed ones are pushed down.
 
 Differs from the papers:
+  - paper (Guide's trainer runs it too, with adv_estimator=gae): guided groups replace failed ones, and the
+    critic learns from guided rows as if they were plain; here: union, and a critic of plain rows.
   - paper: several epochs over each batch; here: each row is used once, by default in one update, in which the
     ratio is 1 and no clip acts (`--mini-batches`). beta is 0: no reference model (the NSR paper's PPO: 1e-3).
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
-    python guide_ppo.py                         # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python guide_ppo.py --model Qwen/Qwen2.5-Math-1.5B --data vaskarnath/guide_math_rl_dataset \
-        --template guide --prompts 128 --mini-batches 2 --max-response 3072 --lr 1e-6
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+commands of the papers' settings.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -70,16 +71,19 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     critic_lr: float = 1e-3  # peak learning rate of the critic; 1e-5 for billions of parameters
     critic_warmup: int = 5  # first steps, in which the critic learns alone
+    critic_mini_batches: int = 0  # optimizer steps of the critic a rollout batch; 0: as many as of the policy
     value_clip: float = 0.5  # of the critic's change in one step
     gamma: float = 1.0  # discount
     gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
     whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
+    entropy_coef: float = 0.0  # of the entropy bonus
     beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed if at most this share of its samples is right
     guided_group: Literal["union", "replace"] = "union"  # failed rows stay beside guided ones, or go
     guide_ratio: Literal["shaped", "clip", "none", "sequence", "naive"] = "shaped"  # see the header
     guide_gamma: float = 0.0  # of shaped; 0: the 0.9 quantile of the ratio
+    guide_with: Literal["hint", "nothing"] = "hint"  # nothing is the control: as many samples, all plain
     tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
 
@@ -186,6 +190,26 @@ def critic_values(critic, rows: list["Row"], tokens: int, device: str) -> list[t
         found += [(i, values_T[: len(rows[i].response)]) for i, values_T in zip(micro, values_NT.cpu())]
     of_row = dict(gather(found))
     return [of_row[i] for i in range(len(rows))]
+
+
+def update_critic(critic, optimizer, rows: list["Row"], updates: int, clip, grad_clip, tokens, device, means):
+    """Fits V to the returns of all tokens of the rows, in mini-batches of rows: `updates` optimizer steps."""
+    for mini in np.array_split(np.arange(len(rows)), updates):
+        batch = [rows[i] for i in mini]
+        n_tokens = sum(len(row.response) for row in batch)
+        for micro in micro_batches([row.length for row in batch], tokens):
+            part = [batch[i] for i in micro]
+            ids = pad([row.prompt for row in part], [row.response for row in part], device)
+            values_NT = critic(*ids)
+            mask_NT = torch.arange(values_NT.shape[1], device=device) < ids[2][:, None]
+            old_NT = stack([row.values for row in part], values_NT)
+            returns_NT = stack([row.returns for row in part], values_NT)
+            loss_NT, clipped_NT = value_loss(values_NT, old_NT, returns_NT, clip)
+            ((loss_NT * mask_NT).sum() / n_tokens).backward()
+            means.add_values(mask_NT, critic_loss=loss_NT, critic_clip_fraction=clipped_NT)
+        clip_gradient(critic, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 # ---- rollout -----------------------------------------------------------------------------------------------
@@ -349,15 +373,15 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low,
     gain_NT = ratio_NT * advantages_NT
     clipped_gain_NT = ratio_NT.clamp(1 - eps_low, 1 + eps_high) * advantages_NT
     loss_NT, is_clipped_NT = -torch.min(gain_NT, clipped_gain_NT), clipped_gain_NT < gain_NT
-    if how in ("clip", "naive"):
-        return loss_NT, is_clipped_NT
+    free_N1 = guided_N[:, None] & (how not in ("clip", "naive"))
     if how == "shaped":
         ratio_NT = ratio_NT / (ratio_NT + gamma)
     elif how == "sequence":  # value: the product of all ratios; gradient: that times each logp's
         product_N1 = ((logp_NT - old_logp_NT) * mask_NT).sum(1, keepdim=True).exp().detach()
         ratio_NT = product_N1 * (logp_NT - logp_NT.detach()).exp()
-    guided_N1 = guided_N[:, None]
-    return torch.where(guided_N1, -ratio_NT * advantages_NT, loss_NT), is_clipped_NT & ~guided_N1
+    loss_NT = torch.where(free_N1, -ratio_NT * advantages_NT, loss_NT)
+    is_clipped_NT = is_clipped_NT & ~free_N1
+    return loss_NT, is_clipped_NT
 
 
 def explained_variance(values_M, returns_M) -> float:
@@ -367,10 +391,7 @@ def explained_variance(values_M, returns_M) -> float:
 
 
 def value_loss(values_NT, old_values_NT, returns_NT, clip: float):
-    """0.5 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2) per token, and where the second is larger.
-
-    Of the PPO authors' code (openai/baselines), not of their paper.
-    """
+    """0.5 max((V - R)^2, (clip(V, V_old -+ clip) - R)^2), openai/baselines; where the second is larger."""
     near_NT = old_values_NT + (values_NT - old_values_NT).clamp(-clip, clip)
     free_NT, clipped_NT = (values_NT - returns_NT) ** 2, (near_NT - returns_NT) ** 2
     return 0.5 * torch.max(free_NT, clipped_NT), clipped_NT > free_NT
@@ -398,10 +419,10 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
     return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
 
 
-def critic_metrics(rows: list[Row]) -> dict[str, float]:
-    """What the critic has foreseen of a batch, over its tokens, and the advantages before whitening."""
-    values_M, returns_M = torch.cat([row.values for row in rows]), torch.cat([row.returns for row in rows])
-    raw_M = returns_M - values_M
+def critic_metrics(plain: list[Row], rows: list[Row]) -> dict[str, float]:
+    """What the critic has foreseen of the rows it learns from; the advantages of all before whitening."""
+    values_M, returns_M = torch.cat([row.values for row in plain]), torch.cat([row.returns for row in plain])
+    raw_M = torch.cat([row.returns - row.values for row in rows])
     return {
         "critic/explained_variance": explained_variance(values_M, returns_M),
         "critic/value": values_M.mean().item(), "critic/return": returns_M.mean().item(),
@@ -442,27 +463,31 @@ def main(args: Args) -> Path:
         drawn = data.draw(len(prompts), args.prompts, step, args.seed)
         new = rollout(sampler, verifier, [prompts[i] for i in drawn], args.n, args.temperature,
                       args.max_response, (args.seed, step, 0), run.clock)
-        plain, guided = list(new), []  # sampled without and with a hint
+        plain, guided = list(new), []  # first groups, and second ones of failed prompts
 
         # guidance: failed prompts are rolled out again with their hint
         failed = [k for k, i in enumerate(drawn) if fails(new[k], prompts[i], args.guide_threshold)]
         hinted = rollout(sampler, verifier, [prompts[drawn[k]] for k in failed], args.n, args.temperature,
-                         args.max_response, (args.seed, step, 0, 1), run.clock, hinted=True)
-        for k, group in zip(failed, hinted):
-            new[k] = new[k] + group if args.guided_group == "union" else group
+                         args.max_response, (args.seed, step, 0, 1), run.clock,
+                         hinted=args.guide_with == "hint")
+        for k, group in reversed(list(zip(failed, hinted))):  # from the end: inserting moves what follows
+            if args.guided_group == "union":
+                new[k] = new[k] + group
+            else:
+                new[k : k + 1] = [new[k], group] if evaluate.accuracy(new[k]) > 0 else [group]
         guided += hinted
 
         groups = new
-        rows = flat(groups)
+        rows = flat(plain + guided)  # a replaced one too: the critic learns from it
         sampler.sleep()
 
         # log-probs under the policies that stand still during the update
         scoring = args.temperature, args.micro_tokens, device
-        guided_rows = [row for row in rows if row.guided]
-        off_policy = rows if args.mini_batches > 1 or args.beta > 0 else guided_rows
+        off_policy = [row for row in rows if row.guided or args.mini_batches > 1 or args.beta > 0]
         old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
+        guided_rows = [row for row in rows if row.guided]
         plain_logps = logprobs(policy, guided_rows, [row.prompt for row in guided_rows], *scoring)
         rho = hint_ratios(guided_rows, plain_logps)
         gamma = args.guide_gamma or max(1e-4, float(np.quantile(rho, 0.9)))
@@ -480,52 +505,48 @@ def main(args: Args) -> Path:
         values = critic_values(critic, rows, args.micro_tokens, device)
         for row, values_T in zip(rows, values):
             row.values = values_T
-        set_advantages(rows, args.beta, args.gamma, args.gae_lambda, args.whiten)
+        set_advantages(rows, args.beta, args.gamma, args.gae_lambda, whiten=False)
+        set_advantages(flat(groups), args.beta, args.gamma, args.gae_lambda, args.whiten)
         run.clock("logprobs")
 
-        # update
+        # update: the critic learns from plain rows, V(x, y_<t) is their mean return
         lr = args.lr * min(1.0, max(0, step + 1 - args.critic_warmup) / max(1, args.warmup))
         optimizer.param_groups[0]["lr"] = lr  # its warm-up comes after the critic's steps alone
         critic_optimizer.param_groups[0]["lr"] = args.critic_lr * min(1.0, (step + 1) / max(1, args.warmup))
-        means = TokenMeans()
+        means, plain_rows = TokenMeans(), [row for row in rows if not row.guided]
+        update_critic(critic, critic_optimizer, plain_rows, args.critic_mini_batches or args.mini_batches,
+                      args.value_clip, args.grad_clip, args.micro_tokens, device, means)
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = flat(groups[g] for g in mini)
             n_rows, n_tokens = len(batch), sum(len(row.response) for row in batch)
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]
                 ids = pad([row.prompt for row in part], [row.response for row in part], device)
-                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature)
-                values_NT = critic(*ids)
+                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, args.entropy_coef > 0)
                 old_NT = stack([row.old_logp for row in part], logp_NT)
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_NT = stack([row.advantage for row in part], torch.zeros_like(logp_NT))
-                old_values_NT = stack([row.values for row in part], torch.zeros_like(logp_NT))
-                returns_NT = stack([row.returns for row in part], torch.zeros_like(logp_NT))
                 guided_N = torch.tensor([row.guided for row in part], dtype=torch.bool, device=device)
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_NT, mask_NT, guided_N,
                                                   args.eps_low, args.eps_high, args.guide_ratio, gamma)
+                push_NT = -torch.autograd.grad(loss_NT.sum(), logp_NT, retain_graph=True)[0]
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
+                loss_NT = loss_NT - args.entropy_coef * entropy_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
-                value_NT, value_clipped_NT = value_loss(values_NT, old_values_NT, returns_NT, args.value_clip)
-                aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response).backward()
                 if step >= args.critic_warmup:
                     loss.backward()
                 kl_NT = stack([row.k1 for row in part], torch.zeros_like(logp_NT))  # 0 without a reference
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
-                          ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT,
-                          critic_loss=value_NT, critic_clip_fraction=value_clipped_NT)
-            clip_gradient(critic, args.grad_clip)
-            critic_optimizer.step()
-            critic_optimizer.zero_grad()
+                          push_plain=push_NT * ~guided_N[:, None], push_guided=push_NT * guided_N[:, None],
+                          ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT)
             if step >= args.critic_warmup:
                 means.add_update(clip_gradient(policy, args.grad_clip))
                 optimizer.step()
                 optimizer.zero_grad()
-        run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": lr, "train/rows": len(rows)} | critic_metrics(rows)
-        metrics |= {"guide/failed": len(guided) / len(plain), "guide/gamma": gamma,
-                    "guide/ratio": np.mean(rho), "guide/share": len(guided_rows) / max(1, len(rows)),
-                    "guide/reward": np.mean([row.reward for row in flat(guided)] or [0.0])}
+        run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))}
+        metrics |= critic_metrics(plain_rows, flat(groups))
+        metrics |= evaluate.guide_metrics(plain, guided, flat(groups), rho, gamma)
         metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
         run.log(metrics, groups, sampler.tokenizer)
 

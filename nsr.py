@@ -11,12 +11,12 @@ Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
     optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
     right answers;
+  - as in the authors' code, not in the paper: dropped rows go first, the kept ones are cut into mini-batches
+    of prompts n / mini_batches rows, and the last one, of what is left, counts by its size.
+And from grpo.py: *advantage*, dropped rows, no KL term, no refills, defaults.
 
-Differs from grpo.py by *advantage*, an entropy bonus (H_it) for the KL term, dropped rows, and its defaults.
-
-    python nsr.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python nsr.py --reinforce nsr --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
-        --template qwen-math --prompts 1024 --max-response 3072 --lr 1e-6
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -26,7 +26,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -51,7 +50,7 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     prompts: int = 32  # B, prompts a step
     n: int = 8  # G, samples a prompt
     temperature: float = 1.0  # of the policy, in sampling and in the loss
-    mini_batches: int = 4  # optimizer steps a rollout batch; 1 is fully on-policy
+    mini_batches: int = 4  # optimizer steps a rollout batch if all rows are kept; 1 is fully on-policy
     lr: float = 3e-5  # peak learning rate; 1e-6 for billions of parameters
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW
@@ -295,29 +294,26 @@ def main(args: Args) -> Path:
             for row, A in zip(group, signed_advantages(rewards_1G, args.reinforce, args.lam)[0].tolist()):
                 row.advantage = A
 
-        # log-probs under the policies that stand still during the update
+        # log-probs under the policies that stand still during the update, of rows that have a gradient
         scoring = args.temperature, args.micro_tokens, device
         rows = [row for row in flat(groups) if row.advantage != 0]  # the others are dropped
-        off_policy = rows if args.mini_batches > 1 else []
+        off_policy = [row for row in rows if row.guided or args.mini_batches > 1]
         old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
         run.clock("logprobs")
 
         # update
-        lr = args.lr * min(1.0, (step + 1) / max(1, args.warmup))  # not 0 at the first step
-        optimizer.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup))
         means = TokenMeans()
-        for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
-            whole = flat(groups[g] for g in mini)
-            batch = [row for row in whole if row.advantage != 0]
-            n_rows, n_tokens = len(batch), sum(len(row.response) for row in batch)
-            if not batch:
-                continue
+        size = args.prompts * args.n // args.mini_batches  # kept rows a mini-batch, the last one has the rest
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            n_rows, n_tokens = size, sum(len(row.response) for row in batch) * size / len(batch)
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]
                 ids = pad([row.prompt for row in part], [row.response for row in part], device)
-                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, entropy_grad=True)
+                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, args.entropy_coef > 0)
                 old_NT = stack([row.old_logp for row in part], logp_NT)
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_N1 = torch.tensor([[row.advantage] for row in part], device=device)
@@ -332,7 +328,7 @@ def main(args: Args) -> Path:
             optimizer.step()
             optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": lr, "train/rows": len(rows),
+        metrics |= {"train/lr": optimizer.param_groups[0]["lr"], "train/rows": len(rows),
                     "train/kept": len(rows) / max(1, len(flat(groups)))}
         metrics |= evaluate.rollout_metrics(plain) | means.metrics()
         run.log(metrics, groups or plain, sampler.tokenizer)

@@ -3,7 +3,7 @@ r"""PPO: Proximal Policy Optimization with a critic and verifiable rewards.
 Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards as in RLHF: 2203.02155.
 
     actor   max_theta  E[ x ~ data, y ~ pi_old(.|x) ]  1/tokens  sum_t
-                           min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t )
+                           min( rho_t A_t, clip(rho_t, 1-eps_low, 1+eps_high) A_t ) + entropy_coef H_t
     critic  min_phi    1/tokens  sum_t  0.5 max( (V_t - R_t)^2, (clip(V_t, V_old_t -+ value_clip) - R_t)^2 )
     rho_t = pi(y_t | x, y_<t) / pi_old(y_t | x, y_<t)
     r_t   = [t last] r(y) - beta log(pi_old(y_t | ..) / pi_ref(y_t | ..))              k1, only when beta > 0
@@ -16,9 +16,8 @@ Differs from the papers:
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
-    python ppo.py                               # the embedded 0.8 M model on Countdown: minutes on a laptop
-    python ppo.py --model Qwen/Qwen2.5-Math-1.5B --data DigitalLearningGmbH/MATH-lighteval \
-        --template qwen-math --prompts 1024 --mini-batches 4 --max-response 3072 --lr 1e-6 --beta 1e-3
+Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
+commands of the papers' settings.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -62,11 +61,13 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     critic_lr: float = 1e-3  # peak learning rate of the critic; 1e-5 for billions of parameters
     critic_warmup: int = 5  # first steps, in which the critic learns alone
+    critic_mini_batches: int = 0  # optimizer steps of the critic a rollout batch; 0: as many as of the policy
     value_clip: float = 0.5  # of the critic's change in one step
     gamma: float = 1.0  # discount
     gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
     whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
+    entropy_coef: float = 0.0  # of the entropy bonus
     beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model
     tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual
 
@@ -174,6 +175,26 @@ def critic_values(critic, rows: list["Row"], tokens: int, device: str) -> list[t
         found += [(i, values_T[: len(rows[i].response)]) for i, values_T in zip(micro, values_NT.cpu())]
     of_row = dict(gather(found))
     return [of_row[i] for i in range(len(rows))]
+
+
+def update_critic(critic, optimizer, rows: list["Row"], updates: int, clip, grad_clip, tokens, device, means):
+    """Fits V to the returns of all tokens of the rows, in mini-batches of rows: `updates` optimizer steps."""
+    for mini in np.array_split(np.arange(len(rows)), updates):
+        batch = [rows[i] for i in mini]
+        n_tokens = sum(len(row.response) for row in batch)
+        for micro in micro_batches([row.length for row in batch], tokens):
+            part = [batch[i] for i in micro]
+            ids = pad([row.prompt for row in part], [row.response for row in part], device)
+            values_NT = critic(*ids)
+            mask_NT = torch.arange(values_NT.shape[1], device=device) < ids[2][:, None]
+            old_NT = stack([row.values for row in part], values_NT)
+            returns_NT = stack([row.returns for row in part], values_NT)
+            loss_NT, clipped_NT = value_loss(values_NT, old_NT, returns_NT, clip)
+            ((loss_NT * mask_NT).sum() / n_tokens).backward()
+            means.add_values(mask_NT, critic_loss=loss_NT, critic_clip_fraction=clipped_NT)
+        clip_gradient(critic, grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 # ---- rollout -----------------------------------------------------------------------------------------------
@@ -333,10 +354,7 @@ def explained_variance(values_M, returns_M) -> float:
 
 
 def value_loss(values_NT, old_values_NT, returns_NT, clip: float):
-    """0.5 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2) per token, and where the second is larger.
-
-    Of the PPO authors' code (openai/baselines), not of their paper.
-    """
+    """0.5 max((V - R)^2, (clip(V, V_old -+ clip) - R)^2), openai/baselines; where the second is larger."""
     near_NT = old_values_NT + (values_NT - old_values_NT).clamp(-clip, clip)
     free_NT, clipped_NT = (values_NT - returns_NT) ** 2, (near_NT - returns_NT) ** 2
     return 0.5 * torch.max(free_NT, clipped_NT), clipped_NT > free_NT
@@ -364,10 +382,10 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
     return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
 
 
-def critic_metrics(rows: list[Row]) -> dict[str, float]:
-    """What the critic has foreseen of a batch, over its tokens, and the advantages before whitening."""
-    values_M, returns_M = torch.cat([row.values for row in rows]), torch.cat([row.returns for row in rows])
-    raw_M = returns_M - values_M
+def critic_metrics(plain: list[Row], rows: list[Row]) -> dict[str, float]:
+    """What the critic has foreseen of the rows it learns from; the advantages of all before whitening."""
+    values_M, returns_M = torch.cat([row.values for row in plain]), torch.cat([row.returns for row in plain])
+    raw_M = torch.cat([row.returns - row.values for row in rows])
     return {
         "critic/explained_variance": explained_variance(values_M, returns_M),
         "critic/value": values_M.mean().item(), "critic/return": returns_M.mean().item(),
@@ -414,7 +432,7 @@ def main(args: Args) -> Path:
 
         # log-probs under the policies that stand still during the update
         scoring = args.temperature, args.micro_tokens, device
-        off_policy = rows if args.mini_batches > 1 or args.beta > 0 else []
+        off_policy = [row for row in rows if row.guided or args.mini_batches > 1 or args.beta > 0]
         old_logps = logprobs(policy, off_policy, [row.sampled_from for row in off_policy], *scoring)
         for row, logp_T in zip(off_policy, old_logps):
             row.old_logp = logp_T
@@ -427,47 +445,42 @@ def main(args: Args) -> Path:
         values = critic_values(critic, rows, args.micro_tokens, device)
         for row, values_T in zip(rows, values):
             row.values = values_T
-        set_advantages(rows, args.beta, args.gamma, args.gae_lambda, args.whiten)
+        set_advantages(flat(groups), args.beta, args.gamma, args.gae_lambda, args.whiten)
         run.clock("logprobs")
 
-        # update
+        # update: the critic learns from plain rows, V(x, y_<t) is their mean return
         lr = args.lr * min(1.0, max(0, step + 1 - args.critic_warmup) / max(1, args.warmup))
         optimizer.param_groups[0]["lr"] = lr  # its warm-up comes after the critic's steps alone
         critic_optimizer.param_groups[0]["lr"] = args.critic_lr * min(1.0, (step + 1) / max(1, args.warmup))
-        means = TokenMeans()
+        means, plain_rows = TokenMeans(), [row for row in rows if not row.guided]
+        update_critic(critic, critic_optimizer, plain_rows, args.critic_mini_batches or args.mini_batches,
+                      args.value_clip, args.grad_clip, args.micro_tokens, device, means)
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):
             batch = flat(groups[g] for g in mini)
             n_rows, n_tokens = len(batch), sum(len(row.response) for row in batch)
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]
                 ids = pad([row.prompt for row in part], [row.response for row in part], device)
-                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature)
-                values_NT = critic(*ids)
+                logp_NT, entropy_NT, mask_NT = policy(*ids, args.temperature, args.entropy_coef > 0)
                 old_NT = stack([row.old_logp for row in part], logp_NT)
                 engine_NT = stack([row.engine_logp for row in part], logp_NT)
                 advantages_NT = stack([row.advantage for row in part], torch.zeros_like(logp_NT))
-                old_values_NT = stack([row.values for row in part], torch.zeros_like(logp_NT))
-                returns_NT = stack([row.returns for row in part], torch.zeros_like(logp_NT))
                 loss_NT, clipped_NT = policy_loss(logp_NT, old_NT, advantages_NT, args.eps_low, args.eps_high)
                 loss_NT = engine_weight(old_NT, engine_NT, args.tis_cap) * loss_NT
+                loss_NT = loss_NT - args.entropy_coef * entropy_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
-                value_NT, value_clipped_NT = value_loss(values_NT, old_values_NT, returns_NT, args.value_clip)
-                aggregate(value_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response).backward()
                 if step >= args.critic_warmup:
                     loss.backward()
                 kl_NT = stack([row.k1 for row in part], torch.zeros_like(logp_NT))  # 0 without a reference
                 means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
-                          ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT,
-                          critic_loss=value_NT, critic_clip_fraction=value_clipped_NT)
-            clip_gradient(critic, args.grad_clip)
-            critic_optimizer.step()
-            critic_optimizer.zero_grad()
+                          ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT)
             if step >= args.critic_warmup:
                 means.add_update(clip_gradient(policy, args.grad_clip))
                 optimizer.step()
                 optimizer.zero_grad()
-        run.clock("update", tokens=sum(row.length for row in share(rows)))
-        metrics |= {"train/lr": lr, "train/rows": len(rows)} | critic_metrics(rows)
+        run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))}
+        metrics |= critic_metrics(plain_rows, flat(groups))
         metrics |= evaluate.rollout_metrics(plain) | means.metrics()
         run.log(metrics, groups, sampler.tokenizer)
 

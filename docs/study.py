@@ -177,7 +177,8 @@ Made by `python docs/study.py`: {seeds} seeds a method, all args at their defaul
 
 {commands}
 
-GRPO and PPO make one update of lr 1e-4 a step, NSR and W-REINFORCE four of 3e-5, PSR four of 1e-4.
+GRPO and PPO make one update of lr 1e-4 a step; NSR, W-REINFORCE (3e-5) and PSR (1e-4) as many as their
+kept rows fill, at most four.
 Failed prompts are sampled again; rollouts with a hint for each one without, mean over the steps: {extra}.
 
 ![pass@k](results.png)

@@ -82,7 +82,7 @@ AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens 
                     eval_n keep tensor_parallel workers""".split())
 AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
                     critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
-                    guide_gamma tis_cap eval_temperature temperature""".split())
+                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches""".split())
 ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}
 FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
 SHARES = {"gpu_memory", "top_p"}
@@ -339,15 +339,13 @@ class TokenMeans:
 
     def __init__(self):
         self.sums: dict = defaultdict(float)
+        self.tokens: dict = defaultdict(int)  # that each sum is of
         self.gap_max = self.grad_norm = 0.0
         self.updates = 0
 
     @torch.no_grad()
     def add(self, loss, mask_NT, old_logp_NT, engine_logp_NT, **values_NT) -> None:
-        """One micro-batch: its share of the loss, each token's two log-probs at sampling, what to average.
-
-        A value named critic_x is logged as critic/x, any other x as train/x.
-        """
+        """One micro-batch: its share of the loss, each token's two log-probs at sampling, what to average."""
         if not mask_NT.any():  # a rank out of work
             return
         # Double: exp(2 gap) of a far one is beyond float32.
@@ -355,13 +353,23 @@ class TokenMeans:
         self.gap_max = max(self.gap_max, gap_NT.abs().max().item())
         gaps_NT = {"engine/gap_mean": gap_NT.abs(), "engine/k3": gap_NT.expm1() - gap_NT,
                    "weight": gap_NT.exp(), "weight2": (2 * gap_NT).exp()}
+        self.add_values(mask_NT, **values_NT)
+        self._add(mask_NT, gaps_NT)
+        self.sums["loss"] += loss
+
+    @torch.no_grad()
+    def add_values(self, mask_NT, **values_NT) -> None:
+        """Averaged over these tokens: a value named critic_x is logged as critic/x, any other as train/x."""
         named_NT = {}
         for key, value_NT in values_NT.items():
             named_NT[key.replace("_", "/", 1) if key.startswith("critic_") else f"train/{key}"] = value_NT
-        for key, value_NT in (named_NT | gaps_NT).items():
+        self._add(mask_NT, named_NT)
+
+    def _add(self, mask_NT, values_NT: dict) -> None:
+        tokens = mask_NT.sum()
+        for key, value_NT in values_NT.items():
             self.sums[key] += (value_NT * mask_NT).sum(dtype=torch.float64)
-        self.sums["tokens"] += mask_NT.sum()
-        self.sums["loss"] += loss
+            self.tokens[key] += tokens
 
     def add_update(self, grad_norm: float) -> None:
         self.grad_norm += grad_norm
@@ -372,12 +380,12 @@ class TokenMeans:
         """
         gap_max, updates = max(gather([self.gap_max])), max(1, self.updates)
         sums = total({key: float(value) for key, value in self.sums.items()})
-        tokens = sums.pop("tokens", 0)
-        loss = sums.pop("loss", 0.0) if self.updates else 0.0
+        tokens = total({key: int(n) for key, n in self.tokens.items()})
+        loss = sums.pop("loss", 0.0) * (self.updates > 0)
         found = {"train/loss": loss / updates, "train/grad_norm": self.grad_norm / updates,
                  "train/updates": self.updates}
-        if tokens:
-            means = {key: value / tokens for key, value in sums.items()}
+        means = {key: value / tokens[key] for key, value in sums.items()}
+        if means:
             ess = means.pop("weight") ** 2 / means.pop("weight2")
             found |= {**means, "engine/gap_max": gap_max, "engine/ess": ess}
         return found

@@ -11,6 +11,7 @@ import torch
 
 import guide_ppo
 from data import Problem, Prompt
+from evaluate import guide_metrics
 from guide_grpo import fails, policy_loss
 
 V = 3
@@ -160,3 +161,19 @@ def test_failed_groups_need_a_hint_and_an_accuracy_at_the_threshold(fails):
 
     assert failed(0.0) == [0]
     assert failed(0.25) == [0, 2]
+
+
+def test_what_guidance_did_by_hand():
+    class Row:
+        def __init__(self, reward, guided):
+            self.reward, self.guided = reward, guided
+
+    plain = [[Row(0.0, False)] * 2, [Row(1.0, False)] * 2, [Row(0.0, False)] * 2, [Row(0.0, False)] * 2]
+    second = [[Row(1.0, True), Row(0.0, True)]]
+    rows = [*plain[0], *second[0], *plain[1]]
+    assert guide_metrics(plain, second, rows, [0.1, 0.4, 0.5, 1.0], 0.7) == {
+        "guide/failed": 0.25, "guide/reward": 0.5, "guide/share": pytest.approx(1 / 3),
+        "guide/ratio": 0.5, "guide/low_ratio": 0.5, "guide/gamma": 0.7,
+    }
+    none = guide_metrics(plain, [], [], [1.0], 1.0)
+    assert (none["guide/failed"], none["guide/reward"], none["guide/share"]) == (0, 0, 0)

@@ -111,10 +111,21 @@ def naive_step(args, groups):
     quantile = np.quantile(torch.cat(across).numpy(), 0.9) if across else 1.0
     gamma = args.get("guide_gamma") or max(1e-4, quantile)
     lr = args["lr"] * min(1, 1 / max(1, args["warmup"]))
-    per_update = len(groups) // args["mini_batches"]
-    for start in range(0, len(groups), per_update):
-        batch = [r for r in rows if start <= r[0] < start + per_update]
+    updates, share = [], 1.0  # share: how much of a whole mini-batch an update is
+    if "reinforce" in args:  # mini-batches of kept rows
+        size = args["prompts"] * args["n"] // args["mini_batches"]
+        for start in range(0, len(rows), size):
+            updates.append(rows[start : start + size])
+    else:
+        per_update = len(groups) // args["mini_batches"]
+        for start in range(0, len(groups), per_update):
+            updates.append([r for r in rows if start <= r[0] < start + per_update])
+    pushes = {"train/push_plain": 0.0, "train/push_guided": 0.0}
+    trained = sum(len(row.response) for _, row, A, *_ in rows if A != 0 or beta or entropy_coef)
+    for batch in updates:
         n_tokens = sum(len(row.response) for _, row, *_ in batch)
+        if "reinforce" in args:
+            share = len(batch) / size
         total = torch.zeros(())
         for _, row, A, old, _, ref in batch:
             entropies, losses = torch.zeros(len(row.response)), []
@@ -124,22 +135,25 @@ def naive_step(args, groups):
                 rho = (logp[t] - old[t]).exp()
                 how = args.get("guide_ratio", "shaped") if row.guided else "clip"
                 if how == "shaped":
-                    gain = rho / (rho + gamma) * A
+                    gain, slope = rho / (rho + gamma) * A, rho * gamma / (rho + gamma) ** 2 * A
                 elif how == "none":
-                    gain = rho * A
+                    gain = slope = rho * A
                 elif how == "sequence":
-                    gain = (logp - old).sum().exp().detach() * logp[t] * A
+                    slope = (logp - old).sum().exp().detach() * A
+                    gain = slope * logp[t]
                 else:
                     clipped = torch.clamp(rho, 1 - args["eps_low"], 1 + args["eps_high"])
                     gain = torch.minimum(rho * A, clipped * A)
+                    slope = rho * A * (gain == rho * A)
+                pushes["train/push_guided" if row.guided else "train/push_plain"] += slope.item() / trained
                 k3 = (ref[t] - logp[t]).exp() - (ref[t] - logp[t]) - 1
                 losses.append(-weights[t] * gain + beta * k3 - entropy_coef * entropies[t])
             if args["loss_agg"] == "token":
-                total = total + sum(losses) / n_tokens
+                total = total + share * sum(losses) / n_tokens
             elif args["loss_agg"] == "sequence":
-                total = total + sum(losses) / len(losses) / len(batch)
+                total = total + share * sum(losses) / len(losses) / len(batch)
             else:
-                total = total + sum(losses) / (len(batch) * args["max_response"])
+                total = total + share * sum(losses) / (len(batch) * args["max_response"])
         model.zero_grad()
         total.backward()
         if not total.requires_grad or not batch:
@@ -152,7 +166,7 @@ def naive_step(args, groups):
     for _, row, A, old, *_ in rows:
         if A != 0 or beta:
             pairs += zip(old.tolist(), getattr(row, "said", []))
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), gamma, pairs
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), gamma, pairs, pushes
 
 
 # Seed 33: of the six groups, 0 to 4 of 4 are right, and in both halves some rows have a gradient.
@@ -175,9 +189,13 @@ TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}
         ("nsr", {"reinforce": "psr", "lam": 0.1, "entropy_coef": 0.0}),
         ("nsr", {"reinforce": "nsr", "lam": 0.1, "entropy_coef": 0.3, "loss_agg": "sequence"}),
         ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1, **TIGHT}),
+        ("nsr", {"reinforce": "nsr", "lam": 0.1, "entropy_coef": 0.0, **TIGHT, "mini_batches": 3}),
+        ("grpo", {"entropy_coef": 0.3, "loss_agg": "sequence"}),
         ("guide_grpo", {}),
         ("guide_grpo", {"beta": 0.5, **TIGHT}),
         ("guide_grpo", {"guided_group": "replace", "guide_threshold": 0.25, "loss_agg": "sequence"}),
+        ("guide_grpo", {"guided_group": "replace", "entropy_coef": 0.2}),
+        ("guide_grpo", {"guide_with": "nothing"}),
         ("guide_grpo", {"guide_ratio": "clip", **TIGHT}),
         ("guide_grpo", {"guide_ratio": "none", "norm_std": False, "temperature": 1.5}),
         ("guide_grpo", {"guide_ratio": "sequence"}),
@@ -207,7 +225,15 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
     original = module.rollout
     monkeypatch.setattr(module, "rollout", recorded)
     monkeypatch.setattr(torch.optim, "AdamW", sgd)
+    entropy_grads, token_logprobs = set(), module.token_logprobs
+
+    def noted(*a, entropy_grad, **k):
+        entropy_grads.add(entropy_grad)
+        return token_logprobs(*a, entropy_grad=entropy_grad, **k)
+
+    monkeypatch.setattr(module, "token_logprobs", noted)
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
+    assert (True in entropy_grads) == (args.get("entropy_coef", 0.0) > 0)  # a bonus of 0 costs no memory
 
     groups = list(sampled[0])
     accuracies = [sum(row.reward for row in group) / len(group) for group in groups]
@@ -215,15 +241,26 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
     if script == "guide_grpo":
         failed = [i for i, accuracy in enumerate(accuracies) if accuracy <= args.get("guide_threshold", 0.0)]
         assert failed and len(failed) == len(sampled[1])
-        for i, hinted in zip(failed, sampled[1]):
-            assert all(row.guided and row.problem == groups[i][0].problem for row in hinted)
-            groups[i] = hinted if args.get("guided_group") == "replace" else groups[i] + hinted
-    expected, gamma, pairs = naive_step(args, groups)
+        for i, second in reversed(list(zip(failed, sampled[1]))):
+            for row in second:
+                assert row.guided == (args.get("guide_with") != "nothing") == (row.sampled_from != row.prompt)
+                assert row.problem == groups[i][0].problem
+            if args.get("guided_group") != "replace":
+                groups[i] = groups[i] + second
+            elif accuracies[i] > 0:  # partly right: both groups, each with an advantage of its own
+                groups.insert(i + 1, second)
+            else:
+                groups[i] = second
+    if args.get("guided_group") == "replace":
+        assert (len(groups) > args["prompts"]) == (args.get("guide_threshold", 0.0) > 0)
+    expected, gamma, pairs, pushes = naive_step(args, groups)
     (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert logged.get("guide/gamma", gamma) == pytest.approx(gamma, abs=2e-6)
     if pairs and args.get("guide_ratio") != "naive":
         assert {key: logged[key] for key in naive_gap(pairs)} == pytest.approx(naive_gap(pairs), abs=2e-5)
         assert logged["engine/gap_mean"] > 0.1 and 0.9 < logged["engine/ess"] < 0.99
+    if script == "guide_grpo":
+        assert {key: logged[key] for key in pushes} == pytest.approx(pushes, abs=1e-4)
     actual, moved = flat_weights(run / "final"), (expected - flat_weights(MODEL)).norm()
     assert moved > 1e-4
     assert (actual - expected).norm() < 2e-3 * moved

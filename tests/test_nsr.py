@@ -1,9 +1,15 @@
 """PSR, NSR, W-REINFORCE: the NSR paper's gradient analysis, and what one update does to a distribution."""
 
+import json
+
 import pytest
 import torch
 
+import nsr
 from nsr import policy_loss, signed_advantages
+from tests.test_loop import BASE
+from tests.test_loop import few_problems as few_problems  # of every test here too
+from verify import Verdict
 
 RIGHT, WRONG = torch.tensor(1.0), torch.tensor(0.0)
 
@@ -69,3 +75,25 @@ def test_the_clip_stops_what_has_become_unlikely_enough():
     loss_NT.sum().backward()
     assert clipped_NT.tolist() == [[False, False, True]]
     torch.testing.assert_close(logp.grad, torch.tensor([[0.9, 0.85, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    "reinforce, right, kept, updates",  # of 6 x 4 rows, in mini-batches of 24 / 3 = 8 kept ones
+    [("psr", 0, 0, 0), ("psr", 8, 8, 1), ("nsr", 7, 17, 3), ("w-reinforce", 5, 24, 3)],
+)
+def test_updates_are_counted_in_kept_rows(reinforce, right, kept, updates, tmp_path, monkeypatch):
+    original = nsr.rollout
+
+    def judged(*a, **k):
+        groups = original(*a, **k)
+        for i, row in enumerate(nsr.flat(groups)):
+            row.verdict = Verdict(i < right, "right" if i < right else "wrong")
+        return groups
+
+    monkeypatch.setattr(nsr, "rollout", judged)
+    args = {key: value for key, value in BASE.items() if key not in ("norm_std", "beta")}
+    args |= {"reinforce": reinforce, "mini_batches": 3, "lr": 1e-4, "eval_problems": 1, "eval_n": 1}
+    run = nsr.main(nsr.Args(**args, run_dir=str(tmp_path / "run")))
+    (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (logged["train/rows"], logged["train/updates"]) == (kept, updates)
+    assert logged["train/kept"] == pytest.approx(kept / 24, abs=1e-6)

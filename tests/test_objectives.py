@@ -112,13 +112,63 @@ def test_grpo_climbs_the_success_rate_of_each_prompt_with_a_known_weight(norm_st
     assert agrees(batch, exact(p.mean())) > 10  # the prompts' weights do matter, and show
 
 
+def kl_of_tokens(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """KL(of || to) of the next token, summed over the prefixes of responses that POLICY draws: mean over x.
+
+    How often a prefix comes is held still.
+    """
+    p, q = of.softmax(-1), to.softmax(-1)
+    at_prefix_XP = (p * (p / q).log()).sum(-1)
+    return (chances(POLICY.detach())[..., None] * at_prefix_XP[:, PREFIX]).sum((1, 2)).mean()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_grpo_with_a_kl_term_by_enumeration_of_every_group(beta):
+    """No samples: all (V^T)^G groups of a prompt, each by its chance.
+
+    What k3 adds to the gradient is that of KL(pi_ref || pi), token by token, although its value is the mean
+    KL(pi || pi_ref).
+    """
+    groups_NG = torch.cartesian_prod(*[torch.arange(V**T)] * G)
+    logp_XYT, ref_XYT = all_logp(POLICY), all_logp(REFERENCE).detach()
+    total, value = torch.zeros((), dtype=torch.float64), 0.0
+    for x in range(X):
+        chance_N = chances(POLICY.detach())[x][groups_NG].prod(1)
+        A_NG = grpo.group_advantages(RIGHT[x][groups_NG])
+        logp_MT, ref_MT = logp_XYT[x][groups_NG].flatten(0, 1), ref_XYT[x][groups_NG].flatten(0, 1)
+        loss_MT, _ = grpo.policy_loss(logp_MT, logp_MT.detach(), A_NG.reshape(-1, 1), 0.2, 0.2)
+        kl_MT = grpo.kl_k3(logp_MT, ref_MT)
+        chance_M1 = chance_N.repeat_interleave(G)[:, None] / G
+        total = total + ((loss_MT + beta * kl_MT) * chance_M1).sum() / X
+        value += (kl_MT * chance_M1).sum().item() / X
+    p = success(POLICY)
+    weights = torch.tensor([group_weight(v, True) for v in p.tolist()], dtype=torch.float64)
+    claimed = exact((weights * p).mean() - beta * kl_of_tokens(REFERENCE.detach(), POLICY))
+    torch.testing.assert_close(gradient(total), claimed, atol=1e-12, rtol=0)
+    assert value == pytest.approx(kl_of_tokens(POLICY, REFERENCE).item())
+    other = exact((weights * p).mean() - beta * kl_of_tokens(POLICY, REFERENCE))
+    assert (other - claimed).norm() > 0.2 * beta * exact(kl_of_tokens(POLICY, REFERENCE)).norm() or beta == 0
+
+
+def test_k3_of_hinted_responses_is_no_kl():
+    hinted_XY1 = chances(HINTED).detach()[..., None]
+    k3_XYT = grpo.kl_k3(all_logp(POLICY), all_logp(REFERENCE).detach())
+    found = torch.autograd.grad((hinted_XY1 * k3_XYT).sum(), POLICY)[0]
+    # The prefixes that the hint draws, and there either KL: neither is what k3 pulls to.
+    for of, to in ((POLICY, REFERENCE.detach()), (REFERENCE.detach(), POLICY)):
+        p, q = of.softmax(-1), to.softmax(-1)
+        at_prefix_XP = (p * (p / q).log()).sum(-1)
+        kl = torch.autograd.grad((hinted_XY1 * at_prefix_XP[:, PREFIX]).sum(), POLICY)[0]
+        assert (found - kl).norm() > 0.3 * kl.norm()
+
+
 # ---- nsr ---------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
     "reinforce, lam", [("psr", 0.1), ("nsr", 0.1), ("w-reinforce", 0.1), ("w-reinforce", 1.0)]
 )
 def test_nsr_climbs_the_expected_signed_reward(reinforce, lam):
-    """PSR, NSR, W-REINFORCE: E[A(y)] with A = +1 or 0, 0 or -1, lam or -1, over the share of kept rows."""
+    """PSR, NSR, W-REINFORCE: E[A(y)] with A = +1 or 0, 0 or -1, lam or -1."""
     right, wrong = {"psr": (1.0, 0.0), "nsr": (0.0, -1.0), "w-reinforce": (lam, -1.0)}[reinforce]
     p_XY = chances(POLICY)
     A_XY = RIGHT * right + (1 - RIGHT) * wrong
@@ -129,10 +179,10 @@ def test_nsr_climbs_the_expected_signed_reward(reinforce, lam):
         kept = A_N != 0  # the others never enter a forward pass
         logp_NT = all_logp(POLICY)[x_B[:, None], y_BG].flatten(0, 1)[kept]
         loss_NT, _ = nsr.policy_loss(logp_NT, logp_NT.detach(), A_N[kept, None], 0.2, 0.2)
-        # "token" divides by the tokens of the rows that were kept: the stated objective is over those
-        share = kept.double().mean()
-        loss = nsr.aggregate(loss_NT, torch.ones_like(loss_NT) > 0, "token", int(kept.sum()) * T, 0, T)
-        return gradient(loss) * T * share
+        # one mini-batch of as many rows as were sampled, which counts by the rows that are kept, as in main
+        size, n_tokens = B * G, int(kept.sum()) * T
+        n_tokens = n_tokens * size / int(kept.sum())
+        return gradient(nsr.aggregate(loss_NT, torch.ones_like(loss_NT) > 0, "token", n_tokens, size, T)) * T
 
     assert agrees(batch, exact((p_XY * A_XY).sum(1).mean())) < 4.5
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from ppo import explained_variance, gae, value_loss, whitened
 from tests.test_loop import BASE, MODEL, TIGHT, flat_weights, full_logp, naive_weights, noisy, sgd
 from tests.test_loop import few_problems as few_problems  # of every test here too
+from verify import Verdict
 
 LENGTHS = torch.tensor([5, 1, 3])
 MASK = torch.arange(5) < LENGTHS[:, None]
@@ -80,8 +81,11 @@ def test_explained_variance_by_hand():
     assert explained_variance(R, R * 0) == 0
 
 
-def naive_step(args, groups, critic_head):
-    """The policy after a rollout batch; (row, A, returns, hidden states) of each row, by the first critic."""
+def naive_step(args, groups, critic_head, dropped=()):
+    """The policy after a rollout batch; (row, A, returns, hidden states) of plain rows, by the first critic.
+
+    The critic learns from `dropped` rows too, the policy does not.
+    """
     model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
     T, rows, all_A, critic_rows = args["temperature"], [], [], []
     for g, group in enumerate(groups):
@@ -100,9 +104,11 @@ def naive_step(args, groups, critic_head):
             n, gamma, discount = len(r), args["gamma"], args["gamma"] * args["gae_lambda"]
             delta = r + gamma * torch.cat([V[1:], torch.zeros(1)]) - V
             A = torch.stack([sum(discount ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)])
-            critic_rows.append((row, A, A + V, hidden_TD))
-            rows.append((g, row, A, old, plain))
-            all_A.append(A)
+            if not row.guided:
+                critic_rows.append((row, A, A + V, hidden_TD))
+            if row not in dropped:
+                rows.append((g, row, A, old, plain))
+                all_A.append(A)
     flat = torch.cat(all_A)
     across = [(plain - old).exp() for _, row, _, old, plain in rows if row.guided]
     gamma = max(1e-4, np.quantile(torch.cat(across).numpy(), 0.9)) if across else 1.0
@@ -110,13 +116,15 @@ def naive_step(args, groups, critic_head):
     for start in range(0, len(groups), per_update):
         batch = [r for r in rows if start <= r[0] < start + per_update]
         total = torch.zeros(())
+        n_tokens = sum(len(row.response) for _, row, *_ in batch)
         for _, row, A, old, _ in batch:
             A = (A - flat.mean()) / (flat.std(unbiased=False) + 1e-8) if args["whiten"] else A
-            rho = (full_logp(model, row.prompt, row.response, T) - old).exp()
+            entropies = torch.zeros(len(row.response))
+            rho = (full_logp(model, row.prompt, row.response, T, entropies) - old).exp()
             clipped = rho.clamp(1 - args["eps_low"], 1 + args["eps_high"])
             gain = rho / (rho + gamma) * A if row.guided else torch.minimum(rho * A, clipped * A)
             gain = gain * torch.tensor(naive_weights(args, row, old))
-            total = total - gain.sum() / sum(len(row.response) for _, row, *_ in batch)
+            total = total - (gain + args.get("entropy_coef", 0.0) * entropies).sum() / n_tokens
         model.zero_grad()
         total.backward()
         with torch.no_grad():
@@ -139,6 +147,9 @@ PPO |= {"critic_warmup": 0, "critic_lr": 0.0, "gamma": 1.0, "gae_lambda": 1.0}
         ("guide_ppo", 0.1, {"whiten": True, "gae_lambda": 0.5, **TIGHT}),
         ("guide_ppo", 0.1, {"whiten": False, "beta": 0.5, "critic_lr": 1e-4}),
         ("ppo", 0.1, {"whiten": True, "tis_cap": 1.1, "critic_lr": 1e-4}),
+        ("ppo", 0.1, {"whiten": True, "entropy_coef": 0.2, "critic_lr": 1e-4}),
+        ("guide_ppo", 0.1, {"guided_group": "replace", "whiten": True, "beta": 0.5, "critic_lr": 1e-4}),
+        ("guide_ppo", 0.1, {"guide_with": "nothing", "whiten": True, "critic_lr": 1e-4}),
         ("guide_ppo", 0.1, {"whiten": True, "tis_cap": 1.1, **TIGHT}),
     ],
 )
@@ -168,11 +179,13 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
     groups = list(sampled[0])
     failed = [i for i, group in enumerate(groups) if not any(row.reward for row in group)]
-    for i, hinted in zip(failed, sampled[1] if script == "guide_ppo" else []):
-        assert all(row.guided for row in hinted)
-        groups[i] = groups[i] + hinted
+    dropped = []
+    for i, second in zip(failed, sampled[1] if script == "guide_ppo" else []):
+        assert all(row.guided == (args.get("guide_with") != "nothing") for row in second)
+        dropped += groups[i] if args.get("guided_group") == "replace" else []
+        groups[i] = groups[i] + second
     assert any(row.reward for group in groups for row in group)
-    expected, rows = naive_step(args, groups, critic_head)
+    expected, rows = naive_step(args, groups, critic_head, dropped)
     actual, moved = flat_weights(run / "final"), (expected - flat_weights(MODEL)).norm()
     assert moved > 1e-4 and (actual - expected).norm() < 2e-3 * moved
 
@@ -202,3 +215,85 @@ def test_warm_up_moves_the_critic_alone(tmp_path, monkeypatch):
     assert moved == [False, False, False, True]
     assert second["train/updates"] == 0 and third["train/updates"] == 1
     assert first["critic/value"] == 0 and second["critic/value"] != 0
+
+
+class Steps(torch.nn.Module):
+    """V is one number a position, whatever the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.V = torch.nn.Parameter(torch.zeros(4))
+
+    def forward(self, ids_NL, prompt_N, response_N):
+        T = int(response_N.max())
+        return self.V[:T] * (torch.arange(T) < response_N[:, None])
+
+
+@pytest.mark.parametrize("script", ["ppo", "guide_ppo"])
+@pytest.mark.parametrize("updates, tokens", [(1, 1000), (2, 1000), (2, 1), (3, 7), (9, 1000)])
+def test_the_critics_mini_batches_are_rows_and_means_over_tokens(script, updates, tokens):
+    """Against the same steps of gradient descent by hand; more updates than rows are as many as rows."""
+    module = import_module(script)
+    rows = []
+    for i, T in enumerate([2, 3, 4, 1, 2, 4]):
+        row = module.Row(None, [1, 2], [1, 2], [3] * T, [0.0] * T, True, False, Verdict(False, "wrong"))
+        row.values, row.returns = torch.zeros(T), torch.arange(T) + 0.1 * i
+        rows.append(row)
+    critic, means = Steps(), module.TokenMeans()
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.3)
+    module.update_critic(critic, optimizer, rows, updates, 9.0, 1e9, tokens, "cpu", means)
+    V, losses = [0.0] * 4, []
+    size, larger = divmod(len(rows), updates)
+    start = 0
+    for u in range(updates):
+        batch = rows[start : start + size + (u < larger)]
+        start += len(batch)
+        n_tokens = sum(len(row.response) for row in batch)
+        slope = [0.0] * 4
+        for row in batch:
+            for t, R in enumerate(row.returns.tolist()):
+                losses.append(0.5 * (V[t] - R) ** 2)
+                slope[t] += (V[t] - R) / n_tokens
+        V = [v - 0.3 * s for v, s in zip(V, slope)]
+    assert critic.V.tolist() == pytest.approx(V, abs=1e-6)
+    assert float(means.sums["critic/loss"]) == pytest.approx(sum(losses), rel=1e-6)
+    assert int(means.tokens["critic/loss"]) == len(losses)
+
+
+@pytest.mark.parametrize("critic_mini_batches, steps", [(0, 2), (5, 5)])
+def test_the_critic_takes_as_many_steps_as_it_is_told(critic_mini_batches, steps, tmp_path, monkeypatch):
+    ppo, taken = import_module("ppo"), []
+    original = torch.optim.AdamW.step
+
+    def counted(self, *a, **k):
+        taken.append(self.param_groups[0]["lr"])
+        return original(self, *a, **k)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    args = {**PPO, "critic_lr": 1e-3, "lr": 1e-4, "mini_batches": 2, "eval_problems": 1, "eval_n": 1}
+    ppo.main(ppo.Args(**args, critic_mini_batches=critic_mini_batches, run_dir=str(tmp_path / "run")))
+    assert taken == [1e-3] * steps + [1e-4] * 2
+
+
+@pytest.mark.parametrize("guided_group", ["union", "replace"])
+def test_the_critic_learns_what_plain_samples_reach(guided_group, tmp_path, monkeypatch):
+    """Plain samples are right in .2 of all cases, hinted ones always; failed groups are half of all."""
+    guide_ppo = import_module("guide_ppo")
+    original = guide_ppo.rollout
+
+    def judged(*a, **k):
+        groups = original(*a, **k)
+        for g, group in enumerate(groups):
+            for i, row in enumerate(group):
+                right = row.guided or (g % 2 == 0 and i < 2)
+                row.verdict = Verdict(right, "right" if right else "wrong")
+        return groups
+
+    monkeypatch.setattr(guide_ppo, "rollout", judged)
+    args = {**PPO, "prompts": 2, "n": 5, "steps": 11, "critic_warmup": 10, "critic_lr": 3e-3,
+            "critic_mini_batches": 1, "guided_group": guided_group, "eval_problems": 1, "eval_n": 1}
+    run = guide_ppo.main(guide_ppo.Args(**args, run_dir=str(tmp_path / "run")))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [lines[-1][key] for key in ("critic/return", "guide/reward", "guide/failed")] == [
+        pytest.approx(0.2, abs=0.02), 1.0, 0.5]
+    assert np.mean([line["critic/value"] for line in lines[-6:]]) == pytest.approx(0.2, abs=0.06)

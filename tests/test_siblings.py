@@ -17,7 +17,7 @@ ALGORITHM = {"Args", "Row", "policy_loss", "main"}
 DIFFS = [("grpo.py", "guide_grpo.py"), ("grpo.py", "nsr.py"), ("ppo.py", "guide_ppo.py")]
 MOST_CHANGED_LINES = 80
 MOST_LINES_OF_MAIN = {"grpo.py": 95, "nsr.py": 95, "guide_grpo.py": 125, "ppo.py": 125, "guide_ppo.py": 125}
-MOST_LINES = {"grpo.py": 400, "guide_grpo.py": 450, "nsr.py": 400, "ppo.py": 500, "guide_ppo.py": 550,
+MOST_LINES = {"grpo.py": 400, "guide_grpo.py": 450, "nsr.py": 400, "ppo.py": 500, "guide_ppo.py": 570,
               "data.py": 500, "evaluate.py": 450, "verify.py": 320, "machinery/answers.py": 340,
               "machinery/sandbox.py": 270}
 MOST_LINES_OF_MACHINERY = 400
@@ -115,7 +115,7 @@ def test_no_script_imports_another():
 def test_imports_run_one_way():
     """scripts -> evaluate -> verify -> machinery -> data -> what it reads with; hints stands above."""
     tools = {"machinery/hints.py"}
-    below = {"machinery/tasks.py", "machinery/reading.py", "machinery/command.py"}
+    below = {f"machinery/{name}.py" for name in ("tasks", "reading", "templates", "command")}
     machinery = {path for path in source_files() if path.startswith("machinery/")} - tools
     floors = [set(SCRIPTS) | tools, {"evaluate.py"}, {"verify.py"}, machinery - below, {"data.py"}, below]
     for above, floor in pairwise(floors):
