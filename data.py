@@ -1,4 +1,4 @@
-"""Problems in, prompts out: the embedded Countdown task, Hugging Face hub ids and local files.
+"""Problems in, prompts out: the embedded tasks, Hugging Face hub ids and local files.
 
     problems = load("countdown", split="train")  # or "openai/gsm8k:main", "my_problems.jsonl", ...
     ids = render(tokenizer, problems[0], "qwen-math", hinted=True)  # token ids of the prompt with its hint
@@ -21,7 +21,7 @@ import numpy as np
 
 from machinery import tasks
 
-EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
+EMBEDDED_MODEL = tasks.TASKS["countdown"].model
 
 
 class UserError(ValueError):
@@ -50,14 +50,14 @@ ANSWER = ("answer", "gold", "target", "final_answer")  # its column's names
 def load(name: str, split: str = "train", limit: int | None = None, seed: int = 0) -> list[Problem]:
     """Problems of a data set, hints included: the data set's own, or in mathematics `solution_hint`.
 
-    `name` is "countdown", a local .jsonl, .json, .parquet or .csv file (one split, whatever `split` says), or
-    a Hugging Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `limit` keeps so many
-    problems, picked by `seed`, in their order. Raises UserError for data that cannot be read.
+    `name` is one of tasks.TASKS, a local .jsonl, .json, .parquet or .csv file (one split, whatever `split`
+    says), or a Hugging Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `limit`
+    keeps so many problems, picked by `seed`, in their order. Raises UserError for data that cannot be read.
     """
-    if name == "countdown":
+    if name in tasks.TASKS:
         if split not in ("train", "test"):
-            raise UserError(f"countdown has the splits train and test, not {split!r}")
-        rows = tasks.countdown(split)
+            raise UserError(f"{name} has the splits train and test, not {split!r}")
+        rows = tasks.TASKS[name].rows(split)
     elif name.endswith(FILE_TYPES) or Path(name).exists():
         rows = read_file(Path(name))
     else:
@@ -407,8 +407,8 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
 
 
 def pick_template(template: str, name: str) -> str:
-    """`auto` resolved: countdown for the embedded task, else chat."""
-    auto = "countdown" if name == "countdown" else "chat"
+    """`auto` resolved: an embedded task's own, else chat."""
+    auto = tasks.TASKS[name].template if name in tasks.TASKS else "chat"
     return auto if template == "auto" else template
 
 
@@ -468,7 +468,7 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 
 @dataclass
 class Args:
-    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
+    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), or a local file
     split: str = "train"  # of a hub id or countdown
     show: int = 3  # how many problems
     seed: int = 0  # of the choice of problems

@@ -409,7 +409,7 @@ class Args:
     answer: str = ""  # the reference answer
     completion: str = ""  # with its answer in \boxed{}
     data: str = ""  # problems whose reference answers to check against themselves
-    split: str = "train"  # of --data, if that is a hub id or countdown
+    split: str = "train"  # of --data, if that is a hub id or an embedded task
     cases: str = ""  # a file of labelled cases
     require: float = 0.0  # the accuracy on --cases below which the exit code is 1
     workers: int = 2  # verifier processes
