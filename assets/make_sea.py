@@ -1,6 +1,6 @@
 r"""Make assets/sea: the base model of the embedded task "at sea", on which hints can be seen to help.
 
-    python assets/make_sea.py            # writes assets/sea: SECONDS
+    python assets/make_sea.py            # writes assets/sea: 15 minutes of CPU time on a busy machine
 
 It is pre-trained on traces of a player who knows what the words mean on land, hardly ever takes one for what
 it means at sea, and never miscalculates. So the model solves half of the problems, and hardly ever one that
@@ -14,7 +14,15 @@ wants three sea meanings at once (machinery/tasks.py has the words and the kinds
 It has seen no problem of any pool, neither to train on nor held out. Tokenizer and architecture are those of
 make_countdown.py, with other words: a prompt takes 13 tokens (up to 25 with the hint), a response 22.
 
-TABLE
+Held-out problems at temperature 1, of pool v2 (64 samples each); sea1, sea2 and all hinted ones of v3 (32
+samples each). 99.7 % of all steps are calculated right.
+
+    pass@1     easy   land   sea1   sea2   sea3
+    plain      .680   .749   .105   .022   .004
+    hinted     .857   .769   .558   .588   .776
+
+    python evaluate.py --model assets/sea --data sea --n 64 --temperature 1 --top-p 1 --max-tokens 24 \
+        [--data sea:v3 --n 32 [--hinted]] --out base.json
 """
 
 import random
