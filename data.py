@@ -1,4 +1,4 @@
-"""Problems in, prompts out: the embedded Countdown task, Hugging Face hub ids and local files.
+"""Problems in, prompts out: the embedded tasks, Hugging Face hub ids and local files.
 
     problems = load("countdown", split="train")  # or "openai/gsm8k:main", "my_problems.jsonl", ...
     ids = render(tokenizer, problems[0], "qwen-math", hinted=True)  # token ids of the prompt with its hint
@@ -27,7 +27,7 @@ from machinery.command import UserError, run_command
 from machinery.reading import FILE_TYPES, BadRow, last_box, read_file, solution_hint, text_of
 from machinery.templates import BOXED, HELPFUL, PROMPTS
 
-EMBEDDED_MODEL = str(Path(__file__).resolve().parent / "assets/countdown")  # whatever the working folder is
+EMBEDDED_MODEL = tasks.TASKS["countdown"].model
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ def load(
 ) -> list[Problem]:
     """Problems of a data set, hints included: the data set's own, or in mathematics `solution_hint`.
 
-    `name` is "countdown", a local file of FILE_TYPES (one split, whatever `split` says), or a Hugging Face
-    hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `split` may name a part of one:
+    `name` is one of tasks.TASKS, a local file of FILE_TYPES (one split, whatever `split` says), or a Hugging
+    Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `split` may name a part of one:
     "train[:100]", "train[10%:]". `limit` keeps so many problems, picked by `seed`, in their order. With an
     `own_verifier` an answer may be missing, and `meta` has the row's other columns too. Raises UserError for
     data that cannot be read.
     """
-    if name == "countdown":
+    if name in tasks.TASKS:
         whole = split.partition("[")[0]
         if whole not in ("train", "test"):
-            raise UserError(f"countdown has the splits train and test, not {split!r}")
-        rows = tasks.countdown(whole)
+            raise UserError(f"{name} has the splits train and test, not {split!r}")
+        rows = tasks.TASKS[name].rows(whole)
         numbers = reading.part_of(split, len(rows))
     elif name.lower().endswith(FILE_TYPES) or Path(name).exists():
         rows = read_file(Path(name))
@@ -385,8 +385,8 @@ def _squeeze(text: str) -> str:
 
 
 def pick_template(template: str, name: str) -> str:
-    """`auto` resolved: countdown for the embedded task, else chat."""
-    auto = "countdown" if name == "countdown" else "chat"
+    """`auto` resolved: an embedded task's own, else chat."""
+    auto = tasks.TASKS[name].template if name in tasks.TASKS else "chat"
     return auto if template == "auto" else template
 
 
@@ -469,8 +469,8 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 
 @dataclass
 class Args:
-    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
+    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), or a local file
+    split: str = "train"  # of a hub id or an embedded task; a part of any: train[:100]
     verifier: str = ""  # as in the training scripts: an answer may be missing
     show: int = 3  # how many problems
     seed: int = 0  # of the choice of problems

@@ -346,8 +346,8 @@ def read_result(path) -> dict:
 @dataclass
 class Args:
     model: str = ""  # hub id or folder
-    data: str = "countdown"  # countdown, a hub id, or a local file
-    split: str = "test"  # of a hub id or countdown; a part of any: test[:100]
+    data: str = "countdown"  # countdown, sea, a hub id, or a local file
+    split: str = "test"  # of a hub id or an embedded task; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all
     template: Literal["auto", *TEMPLATES] = "auto"  # as in the training scripts
     hinted: bool = False  # put the hint in the prompt; problems without one are left out

@@ -284,7 +284,7 @@ class Args:
     answer: str = ""  # the reference answer
     completion: str = ""  # with its answer in \boxed{}
     data: str = ""  # problems whose reference answers to check against themselves
-    split: str = "train"  # of --data, if that is a hub id or countdown; a part of any: train[:100]
+    split: str = "train"  # of --data, if that is a hub id or an embedded task; a part of any: train[:100]
     completions: str = ""  # a file of completions of --data: completion, and id or index of the problem
     cases: str = ""  # a file of labelled cases
     require: float = 0.0  # the accuracy on --cases below which the exit code is 1

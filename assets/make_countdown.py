@@ -30,6 +30,7 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -52,8 +53,8 @@ CHAT = (
 )
 
 
-def make_tokenizer():
-    """Bytes (in GPT-2's printable alphabet), three special tokens, two-digit numbers, the phrases."""
+def make_tokenizer(words: list[str]):
+    """Bytes (in GPT-2's printable alphabet), three special tokens, the words."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {b: chr(b) for b in printable}
     alphabet |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in alphabet)}
@@ -61,7 +62,6 @@ def make_tokenizer():
     end = "<|endoftext|>"
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], unk_token=None, eos_token=end, pad_token=end)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    words = [*map(str, range(10, tasks.COUNTDOWN_MAX + 1)), *PHRASES]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     tokenizer.chat_template = CHAT
     tokenizer.model_max_length = 2048
@@ -92,19 +92,14 @@ def play(problem: dict, rng: random.Random) -> tuple[str, str]:
     return prompt + "\n", response
 
 
-def main():
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--out", default=str(Path(__file__).resolve().parent / "countdown"))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def pretrain(words: list[str], trace: Callable[[random.Random], tuple[str, str]], args) -> None:
+    """Trains a model on what `trace` returns, (prompt, response), and saves it to args.out.
 
+    `words` are tokens of their own.
+    """
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -126,10 +121,9 @@ def main():
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps - 100, eta_min=0.05 * args.lr)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[100])
 
-    problems = tasks.countdown("train")
     start = time.time()
     for step in range(args.steps):
-        texts = [play(rng.choice(problems), rng) for _ in range(args.batch)]
+        texts = [trace(rng) for _ in range(args.batch)]
         prompts = tokenizer([p for p, _ in texts]).input_ids
         responses = [[*r, tokenizer.eos_token_id] for r in tokenizer([r for _, r in texts]).input_ids]
         length = max(len(p) + len(r) for p, r in zip(prompts, responses))
@@ -155,6 +149,23 @@ def main():
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     print(f"saved to {args.out}")
+
+
+def arguments(doc: str, out: str, steps: int, batch: int):
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=str(Path(__file__).resolve().parent / out))
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main():
+    problems = tasks.countdown("train")
+    words = [*map(str, range(10, tasks.COUNTDOWN_MAX + 1)), *PHRASES]
+    args = arguments(__doc__, "countdown", steps=4000, batch=256)
+    pretrain(words, lambda rng: play(rng.choice(problems), rng), args)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ Guidance:"""
 
 @dataclass
 class Args:
-    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), or a local file
-    split: str = "train"  # of a hub id or countdown; a part of any: train[:100]
+    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), or a local file
+    split: str = "train"  # of a hub id or an embedded task; a part of any: train[:100]
     by: Literal["solution", "model"] = "solution"  # from the solution's first half, or by --model
     model: str = EMBEDDED_MODEL  # hub id or folder of the model that writes the hints
     out: str = ""  # .jsonl file to write; an unfinished one is continued

@@ -19,11 +19,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data import EMBEDDED_MODEL, TEMPLATES, UserError, fingerprint
+from data import TEMPLATES, UserError, fingerprint
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
 from machinery.folder import claim, is_finished, release
 from machinery.ranks import gather, rank, total, world
+from machinery.tasks import TASKS
 from machinery.track import Tracker
 
 WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against float32 makes a few 1e-4
@@ -35,21 +36,26 @@ WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against floa
 class TaskArgs:
     """What is learned, and how it is measured: a resumed run keeps it."""
 
-    model: str = EMBEDDED_MODEL  # Hugging Face hub id or folder
-    data: str = "countdown"  # countdown, a hub id (openai/gsm8k:main), a .jsonl, .json, .parquet or .csv file
-    data_split: str = "train"  # of a hub id or countdown; a part of any: train[:1000]
-    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: countdown for that task, else chat
+    model: str = ""  # Hugging Face hub id or folder; empty: the embedded one for --data
+    data: str = "countdown"  # countdown, sea, hub id (openai/gsm8k:main), .jsonl, .json, .parquet or .csv
+    data_split: str = "train"  # of a hub id or an embedded task; a part of any: train[:1000]
+    template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: an embedded task's own, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
-    max_response: int = 16  # tokens; the papers use 3072
+    max_response: int = 0  # tokens; the papers use 3072; 0: what the embedded task needs, 16 or 24
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     seed: int = 0  # of the order of problems and of training's samples
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
     eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
-    eval_split: str = "test"  # of a hub id or countdown
+    eval_split: str = "test"  # of a hub id or an embedded task
     eval_problems: int = 256  # at most
     eval_n: int = 64  # samples a problem, at the start and the end
     eval_temperature: float = 1.0  # the papers report 0.6 with top_p 0.95, see evaluate.py
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
+
+    def __post_init__(self):
+        task = TASKS.get(self.data, TASKS["countdown"])  # whose model also stands in on other data
+        self.model = self.model or task.model
+        self.max_response = self.max_response or task.max_response
 
 
 @dataclass
@@ -256,7 +262,8 @@ def start(main, Args) -> None:
     import tyro
 
     saved = resumed_args(Args)
-    args = tyro.cli(Args, default=Args(**saved), description=sys.modules["__main__"].__doc__)
+    default = Args(**saved) if saved else tyro.MISSING_NONPROP
+    args = tyro.cli(Args, default=default, description=sys.modules["__main__"].__doc__)
     changed = []
     for key, value in saved.items():
         if key not in MachineArgs.__dataclass_fields__ and getattr(args, key) != value:
