@@ -2,6 +2,7 @@
 
     python evaluate.py --model M --data D --n 64 --out r.json           # n samples a problem -> (n, c)
     (stopped at any moment, the same command goes on where it was)
+    python evaluate.py --model M --data math.jsonl,amc.jsonl --preset nsr --out r.json  # as the paper does it
     python evaluate.py --compare base.json trained.json --plot out.png  # pass@k curves, what changed, where
 
 Every number that the scripts and the documentation show is computed from such result files.
@@ -15,7 +16,6 @@ import platform
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from tqdm import tqdm
 import data
 from data import TEMPLATES, UserError
 from machinery.command import check_writable, resume_line, run_command, stoppable
+from machinery.compare import comparison, curve, plot, read_result
 from machinery.kept import Kept, files_of
 from machinery.models import check_sampler
 from machinery.ranks import gather, join, rank, share, total, world
@@ -33,34 +34,14 @@ from machinery.run import check_ranges, write_json
 from machinery.sampler import Sampler
 from verify import WHY, Verifier, check_golds
 
-KS = tuple(2**i for i in range(9))  # 1 .. 256
-
-
-# ---- pass@k ------------------------------------------------------------------------------------------------
-
-@cache
-def _pass_at_k(n: int, c: int, k: int) -> float:
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def pass_at_k(n, c, k: int) -> np.ndarray:
-    """Unbiased estimate, per problem, of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
-
-    `n` samples of which `c` right: numbers or arrays of one shape. Chen et al. 2021 (arXiv 2107.03374), eq.
-    1. Raises ValueError for k > n, which no estimate can be unbiased for.
-    """
-    n, c = np.broadcast_arrays(n, c)
-    if k < 1 or (n < k).any() or (c > n).any() or (c < 0).any():
-        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= c <= n, got n in [{n.min()}, {n.max()}]")
-    return np.vectorize(_pass_at_k, otypes=[float])(n, c, k)
-
+# ---- sampling and scoring ----------------------------------------------------------------------------------
 
 def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top_p=1.0, top_k=0,
              hinted=False, kept: Kept | None = None) -> dict:
-    """Sample and score: {"problems": [{id, n, c, c_half, mean_length}], "verdicts": {why: count}, ..}.
+    """Sample and score: {"problems": [{id, domain, n, c, mean_length}], "verdicts": {why: count}, ..}.
 
-    `prompts` are data.Prompts; c of the n samples are right, c_half of the first n // 2. Verification of a
-    chunk of problems follows its sampling. Ranks share the work. The chunks of `kept` are not made again.
+    `prompts` are data.Prompts; c of the n samples are right. Verification of a chunk of problems follows its
+    sampling. Ranks share the work. The chunks of `kept` are not made again.
     """
     kept = kept or Kept()
     rows, verdicts, mine = [], Counter(dict.fromkeys(WHY, 0)), share(prompts)
@@ -88,10 +69,10 @@ def chunk_result(prompts, groups, scored) -> dict:
     rows, verdicts = [], Counter()
     for prompt, samples, group in zip(prompts, groups, scored):
         verdicts.update(verdict.why for verdict in group)
-        right, n = [verdict.correct for verdict in group], len(group)
+        n, right = len(group), sum(verdict.correct for verdict in group)
         length = round(sum(len(sample.ids) for sample in samples) / n, 2)
-        rows.append({"id": prompt.problem.id, "n": n, "c": sum(right), "c_half": sum(right[: n // 2]),
-                     "mean_length": length})
+        problem = prompt.problem
+        rows.append({"id": problem.id, "domain": problem.domain, "n": n, "c": right, "mean_length": length})
     return {"problems": rows, "verdicts": verdicts}
 
 
@@ -111,16 +92,21 @@ class HeldOut:
             self.about = {"model": args.model, "data": self.name, "split": args.eval_split,
                           "template": template, "verifier": args.verifier, **counted}
 
-    def measure(self, n: int) -> dict:
+    def measure(self, n: int, seed: int = 0) -> dict:
         """A result of `n` samples a problem, as of `evaluate`."""
-        sampling = {"n": n, "temperature": self.args.eval_temperature, "max_tokens": self.args.max_response}
+        sampling = {"n": n, "temperature": self.args.eval_temperature, "max_tokens": self.args.max_response,
+                    "seed": seed}
         return {**self.about, **evaluate(self.sampler, self.verifier, self.prompts, **sampling)}
 
-    def write(self, path: Path, again: bool = True) -> None:
-        """A result of --eval-n samples a problem; where it is there already, only if `again`."""
+    def write(self, path: Path, again: bool = True, seed: int = 0) -> None:
+        """A result of --eval-n samples a problem; where it is there already, only if `again`.
+
+        Another `seed` than the base's for the trained model: with the same one, what luck gives the base it
+        gives the trained model too, and the two draws would not be independent.
+        """
         there = any(gather([path.exists()]))
         if self.name and (again or not there):
-            write_json(path, self.measure(self.args.eval_n))
+            write_json(path, self.measure(self.args.eval_n, seed))
 
     def metrics(self, step: int) -> dict[str, float]:
         """eval/pass@k for k up to 8 of the policy after `step` steps, every --eval-every steps."""
@@ -179,136 +165,7 @@ def versions() -> dict:
     return found
 
 
-# ---- what changed: two result files ------------------------------------------------------------------------
-
-def counts(result: dict) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.array([row[key] for row in result["problems"]]) for key in ("n", "c"))
-
-
-def curve(result: dict, n_boot: int = 2000) -> list[tuple[int, float, float, float]]:
-    """(k, pass@k, low, high) for k = 1, 2, 4 .. n, with a 95 % bootstrap band over the problems."""
-    n, c = counts(result)
-    picks = np.random.default_rng(0).integers(len(n), size=(n_boot, len(n)))
-    points = []
-    for k in (k for k in KS if k <= n.min()):
-        per_problem = pass_at_k(n, c, k)
-        low, high = np.quantile(per_problem[picks].mean(1), [0.025, 0.975])
-        points.append((k, float(per_problem.mean()), float(low), float(high)))
-    return points
-
-
-def decompose(base: dict, trained: dict) -> dict:
-    """Where the change of mean pass@1 comes from, exactly and additively: our split, not the Guide paper's.
-
-    self_distillation: problems that the base solved at least once in its n samples; capability_gain: those it
-    never solved. With p_i and p'_i the pass@1 of problem i before and after, each is the sum of p'_i - p_i
-    over its problems, divided by the number of all problems. Both come from the same n samples, so a problem
-    that the base rarely solves counts as a gain when the second n samples happen to hit it: two evaluations
-    of one model show how much that makes. `by_base` splits the problems finer: (label, problems, before,
-    after). There the first half of the base's samples sorts the problems and the second half measures them,
-    so that `before` is unbiased. Raises UserError if the two results are not of the same problems.
-    """
-    if [r["id"] for r in base["problems"]] != [r["id"] for r in trained["problems"]]:
-        raise UserError("the two results are of different problems: evaluate both with the same --data, "
-                        "--split and --limit")
-    (n0, c0), (n1, c1) = counts(base), counts(trained)
-    before, after = c0 / n0, c1 / n1
-    gain, solved = (after - before) / len(before), c0 > 0
-    c_half, n_half = np.array([row["c_half"] for row in base["problems"]]), n0 // 2
-    sorter, measure = c_half / np.maximum(1, n_half), (c0 - c_half) / (n0 - n_half)
-    edges = [("never", sorter == 0), ("up to 10 %", (sorter > 0) & (sorter <= 0.1)),
-             ("10 to 50 %", (sorter > 0.1) & (sorter <= 0.5)), ("over 50 %", sorter > 0.5)]
-    return {
-        "change": float(gain.sum()),
-        "self_distillation": float(gain[solved].sum()),
-        "capability_gain": float(gain[~solved].sum()),
-        "base_solved": int(solved.sum()),
-        "base_unsolved": int((~solved).sum()),
-        "base_unsolved_now_solved": int((~solved & (c1 > 0)).sum()),
-        "by_base": [(label, int(m.sum()), float(measure[m].mean()), float(after[m].mean()))
-                    for label, m in edges if m.any()],
-    }
-
-
-def differences(base: dict, trained: dict) -> list[tuple]:
-    """(setting, of base, of trained) where two results were not made alike and both say how.
-
-    Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
-    """
-    found = []
-    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "model"}:
-        a, b = base[key], trained[key]
-        if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
-            for name in (a.keys() | b.keys()) - {"seed"}:
-                found.append((name, a.get(name), b.get(name)))
-        else:
-            found.append((key, a, b))
-    return sorted(((key, a, b) for key, a, b in found if a != b), key=lambda row: row[0])
-
-
-def comparison(base: dict, trained: dict) -> str:
-    """The table that a training run ends with, after a warning for each way in which the two differ."""
-    split = decompose(base, trained)
-    lines = []
-    for key, a, b in differences(base, trained):
-        lines.append(f"warning: made with different {key}, {a} and {b}: training is not all")
-    lines.append(f"{'':>10}{'base':>24}{'trained':>24}")
-    for (k, *b), (_, *t) in zip(curve(base), curve(trained)):
-        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]".rjust(24) for mean, low, high in (b, t)]
-        lines.append(f"{f'pass@{k}':>10}" + "".join(cells))
-    lines += ["", f"change of pass@1: {split['change']:+.3f}"]
-    (n0, _), (n1, _) = counts(base), counts(trained)
-    if (n0 == n1).all():
-        lines += [
-            f"  self-distillation {split['self_distillation']:+.3f}  ({split['base_solved']} problems that "
-            "the base solved)",
-            f"  capability gain   {split['capability_gain']:+.3f}  ({split['base_unsolved']} that it never "
-            f"solved, of them {split['base_unsolved_now_solved']} solved now)",
-        ]
-    else:
-        lines.append("  no split into solved and never solved problems: more samples solve more of them")
-    lines += [
-        "pass@1 by how often the base solves a problem (sorted by half of samples, measured on the other):",
-        *(f"  {label:<11} {m:>5} problems   {b:.3f} -> {a:.3f}" for label, m, b, a in split["by_base"]),
-    ]
-    return "\n".join(lines)
-
-
-def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
-    """pass@k curves of labelled results, with bands; with a run's `metrics` its training curves too."""
-    import matplotlib  # slow to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    fig, axes = plt.subplots(1, 2 if metrics else 1, figsize=(11 if metrics else 5.5, 4), squeeze=False)
-    right = axes[0, -1]
-    for label, result in results.items():
-        k, mean, low, high = zip(*curve(result))
-        (line,) = right.plot(k, mean, marker="o", markersize=3, label=label)
-        right.fill_between(k, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    if results:
-        right.set_xscale("log", base=2)
-        right.legend(loc="lower right")
-    right.set(xlabel="k", ylabel="pass@k", title="held-out problems, plain prompts")
-    if metrics:
-        left = axes[0, 0]
-        keys = {"rollout/reward"}
-        for m in metrics:
-            keys |= {key for key in m if key.startswith("eval/")}
-        for key in sorted(keys, reverse=True):
-            points = [(m["step"], m[key]) for m in metrics if key in m]
-            marker = "o" if key.startswith("eval/") else ""
-            left.plot(*zip(*points), label=key, marker=marker, markersize=3, alpha=0.8)
-        left.set(xlabel="step", title="training")
-        left.legend()
-    fig.tight_layout()
-    try:
-        fig.savefig(path, dpi=150)
-    except ValueError as error:  # no such format
-        raise UserError(f"{path}: {error}") from None
-    plt.close(fig)
-
+# ---- the end of a run --------------------------------------------------------------------------------------
 
 def report(run: Path) -> str:
     """Draws curves.png of a finished run; the table of base and trained model, what is left. Rank 0's."""
@@ -317,28 +174,13 @@ def report(run: Path) -> str:
     results = {name: run / f"eval_{name}.json" for name in ("base", "trained")}
     results = {name: read_result(path) for name, path in results.items() if path.exists()}
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    table = f"{comparison(**results)}\n\n" if len(results) == 2 else ""
+    table = f"{comparison(results)}\n\n" if len(results) == 2 else ""
     if metrics or results:
         plot(results, run / "curves.png", metrics)
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
     more = resume_line(run, "--steps", "N")
     return f"{table}done: the trained model is {run}/final; more steps with: {more}"
-
-
-def read_result(path) -> dict:
-    if not Path(path).is_file():
-        raise UserError(f"no such file: {path}")
-    try:
-        result = json.loads(Path(path).read_text())
-        assert result["problems"], "no problems"
-        for row in result["problems"]:
-            whole = 0 <= row["c_half"] <= row["c"] <= row["n"] and row["n"] >= 1
-            assert whole and row["id"], f"the row {row}"
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is no result file of evaluate.py ({what})") from None
-    return result
 
 
 # ---- the command line --------------------------------------------------------------------------------------
@@ -367,15 +209,17 @@ class Args:
     verifier_seconds: float = 3.0  # for a completion, of your own verifier
     verifier_memory: float = 4.0  # GB for each of its processes
     out: str = ""  # result file to write
-    compare: tuple[str, str] | None = None  # two result files: of the base and of the trained model
+    compare: tuple[str, ...] | None = None  # result files: of the base, then of one or more trained models
     plot: str = ""  # picture to write, with --compare
 
 
 def check_args(args: Args) -> None:
     """Raises UserError for what would fail, or would be without effect, before anything is loaded."""
     check_ranges(args, greedy=True)
-    if args.compare and (args.model or args.out):
-        raise UserError("--compare reads two result files: leave --model and --out out")
+    if args.compare is not None and (args.model or args.out):
+        raise UserError("--compare reads result files: leave --model and --out out")
+    if args.compare is not None and len(args.compare) < 2:
+        raise UserError("--compare takes two result files or more: the base's first")
     if not args.compare and not (args.model and args.out):
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
     if args.plot and not args.compare:
@@ -385,13 +229,23 @@ def check_args(args: Args) -> None:
             check_writable(option, Path(name))
 
 
+def labels(paths: tuple[str, ...]) -> list[str]:
+    """Names of result files as short as tells them apart: base.json is base."""
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        names = list(paths)
+    if len(set(names)) < len(names):  # one file twice
+        names = [f"{name} ({i})" for i, name in enumerate(names, 1)]
+    return names
+
+
 def main(args: Args) -> None:
     check_args(args)
     if args.compare:
-        base, trained = map(read_result, args.compare)
-        print(comparison(base, trained))
+        results = dict(zip(labels(args.compare), map(read_result, args.compare)))
+        print(comparison(results, full=True))
         if args.plot:
-            plot({"base": base, "trained": trained}, args.plot)
+            plot(results, args.plot)
         return
     device = join(args.device)
     verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)

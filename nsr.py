@@ -335,7 +335,7 @@ def main(args: Args) -> Path:
 
     save_model(policy.backbone, sampler.tokenizer, sampler.dtype, run.folder / "final")
     sampler.update(weights(policy.backbone, sampler.dtype))
-    held_out.write(run.folder / "eval_trained.json")
+    held_out.write(run.folder / "eval_trained.json", seed=1)
     verifier.close()
     run.close()
     print(evaluate.report(run.folder))

@@ -25,7 +25,7 @@ import numpy as np
 HOME = Path(__file__).resolve().parent.parent
 STUDY = HOME / "runs/study"
 sys.path.insert(0, str(HOME))
-from evaluate import counts, decompose, pass_at_k, read_result
+from machinery.compare import SPLIT_K, against_itself, counts, decompose, pass_at_k, read_result
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -131,25 +131,32 @@ def difference_table(curves: dict[str, np.ndarray]) -> str:
     return table(["", *(f"pass@{k}" for k in KS)], rows)
 
 
-def split_table(splits: dict[str, list[dict]]) -> str:
-    parts = ("change", "self_distillation", "capability_gain")
-    rows = []
+def split_table(base: dict, splits: dict[str, list[dict]]) -> str:
+    parts = ("change", "progress", "self_distillation", "capability_gain", "regression")
+    itself = against_itself(base, SPLIT_K)
+    rows = [["base against itself", *(f"{itself[part][0]:.3f}" for part in parts)]]
     for name, of_seeds in splits.items():
-        rows.append([name, *(spread([split[part] for split in of_seeds]) for part in parts)])
-    return table(["", "change of pass@1", "self-distillation", "capability gain"], rows)
-
-
-def by_base_table(base: dict, splits: dict[str, list[dict]]) -> str:
-    bins = decompose(base, base)["by_base"]
-    head, first = ["pass@1 on problems that the base solves"], ["base"]
-    for label, n_problems, before, _ in bins:
-        head.append(f"{label} ({n_problems})")
-        first.append(f"{before:.3f}")
-    rows = [first]
-    for name, of_seeds in splits.items():
-        after = np.array([[after for *_, after in split["by_base"]] for split in of_seeds])
-        rows.append([name, *map(spread, after.T)])
+        row = [name]
+        for part in parts:
+            row.append(spread([split[part][0] for split in of_seeds]))
+        rows.append(row)
+    head = ["", "change of pass@1", "progress", "self-distillation", "capability gain", "regression"]
     return table(head, rows)
+
+
+def gain_table(base: dict, results: dict[str, list[dict]]) -> str:
+    """The capability gain for every k: none of the base's k samples is right."""
+    floors = [against_itself(base, k) for k in KS]
+    row = ["base against itself"]
+    for floor in floors:
+        row.append(f"{floor['capability_gain'][0]:.3f}" if "capability_gain" in floor else "not known")
+    rows = [row]
+    for name, of_seeds in results.items():
+        row = [name]
+        for k in KS:
+            row.append(spread([decompose(base, result, k)["capability_gain"][0] for result in of_seeds]))
+        rows.append(row)
+    return table(["", *(f"k = {k}" for k in KS)], rows)
 
 
 def picture(curves: dict[str, np.ndarray], path: Path) -> None:
@@ -199,14 +206,16 @@ comparisons are shown: read the clear ones.
 
 ## Where the change of pass@1 comes from
 
-Mean over the seeds (lowest-highest). Self-distillation: from problems that the base solved in its {N}
-samples; capability gain: from those it never solved.
+Mean over the seeds (lowest-highest), in expectation over one sample before and one after. Progress: wrong
+before, right after. It is self-distillation if the base has a right one among {SPLIT_K} samples, capability
+gain if it has none. Regression: right before, wrong after. A second evaluation of the base itself would show
+the first row: it is luck.
 
 {claim}
 
-The problems sorted by one half of the base's samples, the base measured on the other half:
+The capability gain by the number of the base's samples among which none is right:
 
-{by_base}
+{gains}
 """
 
 
@@ -227,23 +236,24 @@ def main(args: Args) -> None:
             for slug in args.only:
                 waiting[slug, seed] = pool.submit(train, slug, seed)
     base = read_result(STUDY / "base.json")
-    curves, splits, extra = {"base": per_problem([base])}, {}, []
+    curves, splits, trained, extra = {"base": per_problem([base])}, {}, {}, []
     for slug in args.only:
         name = RUNS[slug][0]
         runs = [waiting[slug, seed].result() for seed in range(args.seeds)]
         results = [read_result(run / "eval_trained.json") for run in runs]
         curves[name] = per_problem(results)
         splits[name] = [decompose(base, result) for result in results]
+        trained[name] = results
         if slug.startswith("guide"):
             extra.append(f"{name} {np.mean([metrics_mean(run, 'guide/failed') for run in runs]):.2f}")
     tables = {"passes": pass_table(curves), "differences": difference_table(curves),
-              "claim": split_table(splits), "by_base": by_base_table(base, splits)}
+              "claim": split_table(base, splits), "gains": gain_table(base, trained)}
     print("\n\n".join(tables.values()))
     if set(args.only) != set(RUNS) or args.seeds < 3:
         return
     commands = [f"- {name}: `python {' '.join(command)}`" for name, *command in RUNS.values()]
     page = PAGE.format(
-        seeds=args.seeds, problems=len(base["problems"]), N=N, machine=platform.machine(),
+        seeds=args.seeds, problems=len(base["problems"]), N=N, SPLIT_K=SPLIT_K, machine=platform.machine(),
         versions=", ".join(f"{key} {value}" for key, value in base["versions"].items()),
         commands="\n".join(commands), extra=", ".join(extra), comparisons=len(PAIRS) * len(KS), **tables,
     )

@@ -31,8 +31,9 @@ import torch
 from bench_memory import MIB, VOCABULARY, compare, random_model, rows, step
 
 import data
-from evaluate import curve, read_result, versions
+from evaluate import versions
 from grpo import pad, token_logprobs
+from machinery.compare import curve, read_result
 from machinery.ranks import clip_gradient
 from machinery.run import Clock, TokenMeans
 from machinery.sampler import Sampler

@@ -1,6 +1,5 @@
-"""The sampler against its model, pass@k against brute force, the comparison against hand-made results."""
+"""The sampler against its model, evaluations that are counted, stopped and refused, the command line."""
 
-import itertools
 import json
 import math
 import random
@@ -14,7 +13,7 @@ from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import Args, comparison, curve, decompose, differences, evaluate, main, pass_at_k, plot
+from evaluate import Args, evaluate, main
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.kept import Kept, files_of
@@ -137,71 +136,6 @@ def test_update_takes_over_all_weights_and_refuses_a_part(model, prompts):
     assert gap() < 1e-4
     with pytest.raises(AssertionError, match="no new weights"):
         sampler.update(list(model.named_parameters())[:-1])
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 6])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
-    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-        samples = [True] * c + [False] * (n - c)
-        subsets = list(itertools.combinations(samples, k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
-
-
-def test_pass_at_k_is_unbiased_and_exact_at_256():
-    assert pass_at_k([256, 256], [0, 1], 256).tolist() == [0.0, 1.0]
-    assert pass_at_k(256, 1, 64) == pytest.approx(0.25)
-    # over the binomial distribution of c, the estimate's mean is 1 - (1 - p)^k
-    n, k, p = 12, 5, 0.3
-    mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
-    assert mean == pytest.approx(1 - 0.7**5, abs=1e-12)
-    for bad in ((4, 2, 5), (4, 5, 1), (4, 2, 0)):
-        with pytest.raises(ValueError):
-            pass_at_k(*bad)
-
-
-def result(counts, n=4):
-    rows = []
-    for i, c in enumerate(counts):
-        rows.append({"id": str(i), "n": n, "c": c, "c_half": min(c, n // 2), "mean_length": 1.0})
-    return {"problems": rows}
-
-
-def test_decomposition_is_exact_and_additive():
-    base, trained = result([0, 0, 1, 4]), result([2, 0, 3, 3])
-    split = decompose(base, trained)
-    assert split["change"] == pytest.approx((8 - 5) / 16)
-    assert split["capability_gain"] == pytest.approx(2 / 16)  # problem 0
-    assert split["self_distillation"] == pytest.approx((2 - 1) / 16)  # problem 2 up by 2, problem 3 down by 1
-    assert (split["base_solved"], split["base_unsolved"], split["base_unsolved_now_solved"]) == (2, 2, 1)
-    assert "+0.188" in comparison(base, trained)
-    other = result([0, 0, 1, 4])
-    other["problems"][0]["id"] = "another"
-    with pytest.raises(UserError, match="different problems"):
-        decompose(base, other)
-
-
-def test_split_by_the_base_is_measured_on_the_samples_that_did_not_sort():
-    # One model evaluated twice, every p = 1/16: what the same samples sort as "never"
-    # seems to gain, the halves do not.
-    n, p, rng = 16, 1 / 16, np.random.default_rng(0)
-    draws = rng.random((2, 4000, n)) < p
-    base, again = ({"problems": [{"id": str(i), "n": n, "c": int(d.sum()), "c_half": int(d[: n // 2].sum())}
-                                 for i, d in enumerate(half)]} for half in draws)
-    split = decompose(base, again)
-    assert split["capability_gain"] > 0.01  # the definition's own noise floor, as the docstring says
-    for _, problems, before, after in split["by_base"]:
-        error = math.sqrt(2 * p * (1 - p) / (problems * n / 2))
-        assert abs(before - p) < 4 * error and abs(after - p) < 4 * error
-
-
-@pytest.mark.draws
-def test_curve_has_a_band_around_the_mean(tmp_path):
-    points = curve(result([0, 1, 2, 4] * 25))
-    assert [k for k, *_ in points] == [1, 2, 4]
-    assert points[0][1] == pytest.approx(7 / 16)
-    assert all(low < mean < high for _, mean, low, high in points)
-    plot({"base": result([0, 1]), "trained": result([1, 2])}, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
@@ -335,16 +269,17 @@ BOTH = {"compare": ("{tmp}/good.json", "{tmp}/good.json"), "model": "", "out": "
     ({"out": "{tmp}/file/r.json"}, "cannot be written: "),
     ({"plot": "p.png"}, "--plot draws a comparison: give it with --compare"),
     ({"compare": ("a", "b")}, "leave --model and --out out"),
+    ({**BOTH, "compare": ("a",)}, "--compare takes two result files or more"),
     ({**BOTH, "compare": ("{tmp}/none.json", "{tmp}/good.json")}, "no such file: "),
     ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/file")}, "is no result file of evaluate.py"),
-    ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/other.json")}, "(KeyError: 'c_half')"),
+    ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/other.json")}, "(KeyError: 'c')"),
     ({**BOTH, "plot": "{tmp}/file/p.png"}, "--plot {tmp}/file/p.png cannot be written: "),
     ({**BOTH, "plot": "{tmp}/p.xyz"}, "{tmp}/p.xyz: Format 'xyz' is not supported"),
 ])
 def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no JSON")
-    (tmp_path / "good.json").write_text(json.dumps(result([1])))
-    (tmp_path / "other.json").write_text('{"problems": [{"id": "0", "n": 4, "c": 1}]}')
+    (tmp_path / "good.json").write_text('{"problems": [{"id": "0", "n": 4, "c": 1}]}')
+    (tmp_path / "other.json").write_text('{"problems": [{"id": "0", "n": 4}]}')
     for key, value in args.items():
         if isinstance(value, tuple):
             args = {**args, key: tuple(name.format(tmp=tmp_path) for name in value)}
@@ -355,30 +290,6 @@ def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_pa
         main(Args(**{"model": MODEL, "out": f"{tmp_path}/r.json", **args}))
     assert message.format(tmp=tmp_path) in str(error.value)
     assert not (tmp_path / "r.json").exists()
-
-
-def test_a_comparison_warns_of_all_that_differs_but_model_and_seed():
-    made = {"model": "a", "data": "d", "split": "test", "hinted": False, "too_long": 0,
-            "verdicts": {"right": 5}, "sampling": {"n": 4, "temperature": 0.6, "seed": 0},
-            "versions": {"torch": "2.11"}}
-    other = {"model": "b", "data": "e", "split": "test", "hinted": True, "too_long": 2,
-             "verdicts": {"right": 9}, "sampling": {"n": 8, "temperature": 0.6, "seed": 1},
-             "versions": {"torch": "2.13", "vllm": "0.32"},
-             "verifier": "mine:f"}  # a file of an earlier version does not tell
-    expected = [("data", "d", "e"), ("hinted", False, True), ("n", 4, 8), ("too_long", 0, 2),
-                ("torch", "2.11", "2.13"), ("vllm", None, "0.32")]
-    assert differences(made, other) == expected
-    said = comparison(result([0, 1]) | made, result([0, 1]) | other)
-    assert said.count("warning: made with different ") == len(expected)
-    assert "warning: made with different vllm, None and 0.32: training is not all" in said
-    assert "warning" not in comparison(result([0, 1]) | made, result([0, 1]) | made)
-
-
-def test_different_numbers_of_samples_do_not_tell_solved_from_never_solved():
-    said = comparison(result([0, 1, 2], n=4), result([1, 2, 4], n=8))
-    assert "pass@4" in said and "pass@8" not in said
-    assert "capability" not in said and "no split into solved and never solved problems" in said
-    assert "capability" in comparison(result([0, 1, 2], n=4), result([1, 2, 4], n=4))
 
 
 @pytest.mark.slow

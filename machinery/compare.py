@@ -1,0 +1,360 @@
+"""Result files of evaluate.py: pass@k with its band, and what changed from one model to another.
+
+A result is {"problems": [{id, n, c, ..}], ..}: of the n samples of a problem c are right. All the rest is
+computed from such counts, as means over problems with a 95 % bootstrap band over the problems.
+"""
+
+import json
+import math
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from machinery.command import UserError
+
+KS = tuple(2**i for i in range(9))  # 1 .. 256
+SPLIT_K = 16  # the Guide paper's k
+# Shapes: P problems, X quantities, R bootstrap resamples.
+
+
+# ---- one result --------------------------------------------------------------------------------------------
+
+def read_result(path) -> dict:
+    """Raises UserError for what is no result file; files of earlier versions are read too."""
+    if not Path(path).is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        result = json.loads(Path(path).read_text())
+        assert result["problems"], "no problems"
+        for row in result["problems"]:
+            whole = 0 <= row["c"] <= row["n"] and row["n"] >= 1
+            assert whole and row["id"], f"the row {row}"
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no result file of evaluate.py ({what})") from None
+    return result
+
+
+def counts(result: dict) -> tuple[np.ndarray, np.ndarray]:
+    """n and c of every problem: [P] each."""
+    return tuple(np.array([row[key] for row in result["problems"]]) for key in ("n", "c"))
+
+
+@cache
+def _pass_at_k(n: int, c: int, k: int) -> float:
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def pass_at_k(n, c, k: int) -> np.ndarray:
+    """Unbiased estimate, per problem, of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k).
+
+    `n` samples of which `c` right: numbers or arrays of one shape. Chen et al. 2021 (arXiv 2107.03374), eq.
+    1. Raises ValueError for k > n, which no estimate can be unbiased for.
+    """
+    n, c = np.broadcast_arrays(n, c)
+    if k < 1 or (n < k).any() or (c > n).any() or (c < 0).any():
+        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= c <= n, got n in [{n.min()}, {n.max()}]")
+    return np.vectorize(_pass_at_k, otypes=[float])(n, c, k)
+
+
+def ks_of(*results: dict) -> list[int]:
+    """1, 2, 4 .. up to the number of samples that every problem of every result has."""
+    most = min(counts(result)[0].min() for result in results)
+    return [k for k in KS if k <= most]
+
+
+@cache
+def resamples(P: int) -> np.ndarray:
+    """2000 bootstrap resamples of P problems, as the weight of each problem: [R, P], rows sum to 1."""
+    picks_RP = np.random.default_rng(0).integers(P, size=(2000, P))
+    return np.stack([np.bincount(picks, minlength=P) for picks in picks_RP]) / P
+
+
+def bands(values_XP: list[np.ndarray]) -> list[tuple[float, float, float]]:
+    """(mean, low, high) over the problems of each quantity; all see the same resamples: pairs stay pairs."""
+    found = []
+    for values_P in values_XP:
+        low, high = np.quantile(resamples(len(values_P)) @ values_P, [0.025, 0.975])
+        found.append((float(values_P.mean()), float(low), float(high)))
+    return found
+
+
+def curve(result: dict) -> list[tuple[int, float, float, float]]:
+    """(k, pass@k, low, high) for k = 1, 2, 4 .. n."""
+    n, c = counts(result)
+    ks = ks_of(result)
+    found = bands([pass_at_k(n, c, k) for k in ks])
+    return [(k, *values) for k, values in zip(ks, found)]
+
+
+def parts(result: dict) -> dict[str, list[int]]:
+    """The rows of each data set, or where there is one, of each domain; empty where that is one too."""
+    for key in ("data", "domain"):
+        found: dict[str, list[int]] = {}
+        for i, row in enumerate(result["problems"]):
+            found.setdefault(row.get(key, "other"), []).append(i)
+        if len(found) > 1:
+            return found
+    return {}
+
+
+# ---- two results -------------------------------------------------------------------------------------------
+
+def check_pair(base: dict, other: dict) -> None:
+    if [row["id"] for row in base["problems"]] != [row["id"] for row in other["problems"]]:
+        raise UserError("the two results are of different problems: evaluate both with the same --data, "
+                        "--split and --limit")
+
+
+def decompose(base: dict, trained: dict, k: int = SPLIT_K) -> dict:
+    """How the answers change: the Guide paper's split (arXiv 2506.13923), in expectation over the draws.
+
+    A problem makes *progress* if one sample is wrong before and one is right after. That is
+    *self-distillation* if the base has a right one among its k samples, *capability gain* if it has none.
+    *Regression* is right before, wrong after. The sample before is one of the base's k (none right among k
+    means that it is wrong), the one after is drawn independently: give the two evaluations different seeds.
+    With p = c0 / n0, q = c1 / n1 and u = C(n0-c0, k) / C(n0, k), the chance of none right in k, a problem has
+
+        progress (1 - p) q  =  self-distillation (1 - p - u) q  +  capability gain u q
+        regression p (1 - q);  change of pass@1: q - p = progress - regression
+
+    each without bias. `k` is at most the fewest samples of the base. The split depends on it: at k = 1 all
+    progress is capability gain. `itself` says what a model makes against itself: see `against_itself`.
+
+    Returns {"k": k, part: (mean, low, high), .., "itself": {part: (mean, low, high), ..}}. Raises UserError
+    if the two results are not of the same problems.
+    """
+    check_pair(base, trained)
+    (n0, c0), (n1, c1) = counts(base), counts(trained)
+    k = min(k, int(n0.min()))
+    before, after = c0 / n0, c1 / n1
+    none = 1 - pass_at_k(n0, c0, k)
+    values = {
+        "change": after - before,
+        "progress": (1 - before) * after,
+        "self_distillation": (1 - before - none) * after,
+        "capability_gain": none * after,
+        "regression": before * (1 - after),
+    }
+    return {"k": k, **dict(zip(values, bands(list(values.values())))), "itself": against_itself(base, k)}
+
+
+def against_itself(base: dict, k: int) -> dict:
+    """The floor: `decompose` of a model against another evaluation of itself, which is not zero.
+
+    Who answers right one time in ten is wrong before and right after by luck. No second evaluation is needed:
+    of the n samples at hand, C(n-c, k) / C(n, k) * c / (n-k) is the chance that k are wrong and the next one
+    is right, which estimates (1 - p)^k p without bias; so does c (n-c) / (n (n-1)) with (1 - p) p. That takes
+    more than k samples of every problem, and more than one: what has too few is not known, and left out.
+    """
+    n, c = counts(base)
+    values = {}
+    if n.min() > 1:
+        progress = c * (n - c) / (n * (n - 1))
+        values = {"change": 0 * progress, "progress": progress, "regression": progress}
+    if n.min() > k:
+        gain = (1 - pass_at_k(n, c, k)) * c / (n - k)
+        values |= {"self_distillation": progress - gain, "capability_gain": gain}
+    return dict(zip(values, bands(list(values.values()))))
+
+
+STATES = ("never", "sometimes", "always")
+
+
+def movement(base: dict, trained: dict) -> list[list[int]]:
+    """Numbers of problems by STATES of the base (rows) and of the trained model (columns), as sampled."""
+    check_pair(base, trained)
+    pairs: Counter = Counter()
+    for before, after in zip(base["problems"], trained["problems"]):
+        pairs[state(before), state(after)] += 1
+    return [[pairs[a, b] for b in STATES] for a in STATES]
+
+
+def state(row: dict) -> str:
+    if row["c"] == 0:
+        return "never"
+    return "always" if row["c"] == row["n"] else "sometimes"
+
+
+def differences(base: dict, trained: dict) -> list[tuple]:
+    """(setting, of base, of trained) where two results were not made alike and both say how.
+
+    Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
+    """
+    found = []
+    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "model"}:
+        a, b = base[key], trained[key]
+        if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
+            for name in (a.keys() | b.keys()) - {"seed"}:
+                found.append((name, a.get(name), b.get(name)))
+        else:
+            found.append((key, a, b))
+    return sorted(((key, a, b) for key, a, b in found if a != b), key=lambda row: row[0])
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown with columns of even width, to be read in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = []
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(values: tuple | None, sign: str = "") -> str:
+    if values is None:
+        return "not known"
+    mean, low, high = (f"{value + 0.0:{sign}.3f}" for value in values)
+    return f"{mean} [{low}, {high}]"
+
+
+def comparison(results: dict[str, dict], full: bool = False) -> str:
+    """Labelled results, the first of them the base, as Markdown; warnings of what differs besides the model.
+
+    What a training run ends with: pass@k, and how the answers changed. `full` adds what --compare shows:
+    paired differences at every k, the capability gain at every k, and how many problems moved where.
+    """
+    (first, base), *others = results.items()
+    blocks = [warnings(results)]
+    curves = [curve(result) for result in results.values()]
+    rows = []
+    for k, *of_k in zip(ks_of(*results.values()), *curves):
+        rows.append([f"pass@{k}", *(cell(values[1:]) for values in of_k)])
+    blocks.append(table(["mean [95 % band]", *results], rows))
+    if full:
+        blocks.append(difference_table(results))
+    blocks.append(split_table(results))
+    if full:
+        blocks.append(gain_table(results))
+        for name, result in others:
+            moved = [[f"{a} right", *map(str, row)] for a, row in zip(STATES, movement(base, result))]
+            blocks.append(table([f"problems: {first} \\ {name}", *(f"{b} right" for b in STATES)], moved))
+    if parts(base):
+        blocks.append(part_table(results))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def warnings(results: dict[str, dict]) -> str:
+    (_, base), *others = results.items()
+    lines = []
+    for name, result in others:
+        of = f" ({name})" if len(others) > 1 else ""
+        for key, a, b in differences(base, result):
+            lines.append(f"warning: made with different {key}, {a} and {b}: training is not all{of}")
+        seeds = [r.get("sampling", {}).get("seed") for r in (base, result)]
+        if None not in seeds and seeds[0] == seeds[1]:
+            lines.append(f"note: both were sampled with seed {seeds[0]}, so where the models are alike they "
+                         f"share their luck: give one another --seed{of}")
+    return "\n".join(lines)
+
+
+def difference_table(results: dict[str, dict]) -> str:
+    (first, base), *others = results.items()
+    ks, columns = ks_of(*results.values()), []
+    for _, result in others:
+        check_pair(base, result)
+        changes = [pass_at_k(*counts(result), k) - pass_at_k(*counts(base), k) for k in ks]
+        columns.append(bands(changes))
+    rows = []
+    for k, *of_k in zip(ks, *columns):
+        rows.append([f"pass@{k}", *(cell(values, "+") for values in of_k)])
+    return table([f"change from {first}, paired", *(name for name, _ in others)], rows)
+
+
+SPLIT_ROWS = {"progress": "progress: wrong before, right after", "self_distillation": "- self-distillation",
+              "capability_gain": "- capability gain", "regression": "regression: right before, wrong after"}
+
+
+def split_table(results: dict[str, dict]) -> str:
+    (first, base), *others = results.items()
+    splits = [decompose(base, result) for _, result in others]
+    k, itself = splits[0]["k"], splits[0]["itself"]
+    changes = [cell(split["change"], "+") for split in splits]
+    rows = [["change of pass@1", *changes, cell(itself.get("change"), "+")]]
+    for part, words in SPLIT_ROWS.items():
+        rows.append([words, *(cell(split[part]) for split in splits), cell(itself.get(part))])
+    head = ["one sample before, one after", *(name for name, _ in others), f"{first} against itself"]
+    few = f", with {SPLIT_K} it would have more" if k < SPLIT_K else ""
+    said = (f"self-distillation: the base has a right one among {k} samples{few}; capability gain: it has none.\n"
+            "What a model makes against another evaluation of itself is luck.")
+    return f"{table(head, rows)}\n\n{said}"
+
+
+def gain_table(results: dict[str, dict]) -> str:
+    (first, base), *others = results.items()
+    rows = []
+    for k in ks_of(base):
+        splits = [decompose(base, result, k) for _, result in others]
+        floor = cell(splits[0]["itself"].get("capability_gain"))
+        rows.append([f"k = {k}", *(cell(split["capability_gain"]) for split in splits), floor])
+    head = ["capability gain: none of k right", *(name for name, _ in others), f"{first} against itself"]
+    return table(head, rows)
+
+
+def part_table(results: dict[str, dict]) -> str:
+    """pass@1 of each data set or domain, and the mean over them, each counted once."""
+    (_, base), *_ = results.items()
+    found, rows = parts(base), []
+    means_FX = []  # of every file and part
+    for result in results.values():
+        n, c = counts(result)
+        means_FX.append([float((c / n)[numbers].mean()) for numbers in found.values()])
+    for (label, numbers), *means in zip(found.items(), *means_FX):
+        rows.append([label, str(len(numbers)), *(f"{mean:.3f}" for mean in means)])
+    rows.append(["macro average", "", *(f"{np.mean(means):.3f}" for means in means_FX)])
+    return table(["pass@1", "problems", *results], rows)
+
+
+def part_curves(result: dict) -> str:
+    """pass@k of each data set or domain of one result, and the mean over them, each counted once."""
+    n, c = counts(result)
+    ks, rows, means_XK = ks_of(result), [], []
+    for label, numbers in parts(result).items():
+        means = [float(pass_at_k(n[numbers], c[numbers], k).mean()) for k in ks]
+        means_XK.append(means)
+        rows.append([label, str(len(numbers)), *(f"{mean:.3f}" for mean in means)])
+    rows.append(["macro average", "", *(f"{mean:.3f}" for mean in np.mean(means_XK, 0))])
+    return table(["", "problems", *(f"pass@{k}" for k in ks)], rows)
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------
+
+def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
+    """pass@k curves of labelled results, with bands; with a run's `metrics` its training curves too."""
+    import matplotlib  # slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(1, 2 if metrics else 1, figsize=(11 if metrics else 5.5, 4), squeeze=False)
+    right = axes[0, -1]
+    for label, result in results.items():
+        k, mean, low, high = zip(*curve(result))
+        (line,) = right.plot(k, mean, marker="o", markersize=3, label=label)
+        right.fill_between(k, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    if results:
+        right.set_xscale("log", base=2)
+        right.legend(loc="lower right")
+    right.set(xlabel="k", ylabel="pass@k", title="held-out problems, plain prompts")
+    if metrics:
+        left = axes[0, 0]
+        keys = {"rollout/reward"}
+        for m in metrics:
+            keys |= {key for key in m if key.startswith("eval/")}
+        for key in sorted(keys, reverse=True):
+            points = [(m["step"], m[key]) for m in metrics if key in m]
+            marker = "o" if key.startswith("eval/") else ""
+            left.plot(*zip(*points), label=key, marker=marker, markersize=3, alpha=0.8)
+        left.set(xlabel="step", title="training")
+        left.legend()
+    fig.tight_layout()
+    try:
+        fig.savefig(path, dpi=150)
+    except ValueError as error:  # no such format
+        raise UserError(f"{path}: {error}") from None
+    plt.close(fig)
