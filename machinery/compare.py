@@ -280,7 +280,7 @@ def split_table(results: dict[str, dict]) -> str:
         rows.append([words, *(cell(split[part]) for split in splits), cell(itself.get(part))])
     head = ["one sample before, one after", *(name for name, _ in others), f"{first} against itself"]
     few = f", with {SPLIT_K} it would have more" if k < SPLIT_K else ""
-    said = (f"self-distillation: the base has a right one among {k} samples{few}; capability gain: it has none.\n"
+    said = (f"self-distillation: the base has a right one among {k} samples{few}; capability gain: none.\n"
             "What a model makes against another evaluation of itself is luck.")
     return f"{table(head, rows)}\n\n{said}"
 
