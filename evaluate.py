@@ -2,7 +2,7 @@
 
     python evaluate.py --model M --data D --n 64 --out r.json           # n samples a problem -> (n, c)
     (stopped at any moment, the same command goes on where it was)
-    python evaluate.py --model M --data math.jsonl,amc.jsonl --preset nsr --out r.json  # as the paper does it
+    python evaluate.py --model M --data math.jsonl,amc.jsonl --preset nsr --out r.json  # as in the paper
     python evaluate.py --compare base.json trained.json --plot out.png  # pass@k curves, what changed, where
 
 Every number that the scripts and the documentation show is computed from such result files.
@@ -10,12 +10,13 @@ Every number that the scripts and the documentation show is computed from such r
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
 
+import argparse
 import json
 import math
 import platform
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from tqdm import tqdm
 import data
 from data import TEMPLATES, UserError
 from machinery.command import check_writable, resume_line, run_command, stoppable
-from machinery.compare import comparison, curve, plot, read_result
+from machinery.compare import comparison, curve, part_curves, parts, plot, read_result
 from machinery.kept import Kept, files_of
 from machinery.models import check_sampler
 from machinery.ranks import gather, join, rank, share, total, world
@@ -185,10 +186,20 @@ def report(run: Path) -> str:
 
 # ---- the command line --------------------------------------------------------------------------------------
 
+PRESETS = {  # how the papers measure: docs/papers.md
+    "nsr": {"template": "qwen-math", "n": 256, "temperature": 0.6, "top_p": 0.95},
+    "qwen3": {"template": "qwen3-math", "n": 64, "temperature": 0.7, "top_p": 0.8, "top_k": 20,
+              "max_tokens": 31744},
+    # not known of Guide, so as it trains
+    "guide": {"template": "guide", "n": 64, "temperature": 1.0, "top_p": 1.0, "max_tokens": 3072},
+}
+
+
 @dataclass
 class Args:
     model: str = ""  # hub id or folder
-    data: str = "countdown"  # countdown, sea, a hub id, or a local file
+    data: str = "countdown"  # countdown, sea, a hub id, a local file, or several, with commas between
+    preset: Literal["", *PRESETS] = ""  # template and sampling as in a paper; options given beside it win
     split: str = "test"  # of a hub id or an embedded task; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all
     template: Literal["auto", *TEMPLATES] = "auto"  # as in the training scripts
@@ -229,14 +240,31 @@ def check_args(args: Args) -> None:
             check_writable(option, Path(name))
 
 
-def labels(paths: tuple[str, ...]) -> list[str]:
-    """Names of result files as short as tells them apart: base.json is base."""
+def labels(paths: list[str]) -> list[str]:
+    """Names of files or data sets as short as tells them apart: base.json is base."""
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
         names = list(paths)
     if len(set(names)) < len(names):  # one file twice
         names = [f"{name} ({i})" for i, name in enumerate(names, 1)]
     return names
+
+
+def load_sets(args: Args, verifier: Verifier) -> dict[str, tuple[str, list[data.Problem]]]:
+    """The template and the problems of every data set, by its label; of several each id begins with that."""
+    names = [name.strip() for name in args.data.split(",") if name.strip()]
+    if len(names) < 2 or Path(args.data).exists():
+        names = [args.data]
+    if len(set(names)) < len(names):
+        raise UserError(f"--data {args.data}: one data set twice")
+    sets = {}
+    for label, name in zip(labels(names), names):
+        problems = data.load(name, args.split, args.limit or None, own_verifier=bool(args.verifier))
+        problems = check_golds(problems, verifier)
+        if len(names) > 1:
+            problems = [replace(problem, id=f"{label}: {problem.id}") for problem in problems]
+        sets[label] = data.pick_template(args.template, name), problems
+    return sets
 
 
 def main(args: Args) -> None:
@@ -249,14 +277,17 @@ def main(args: Args) -> None:
         return
     device = join(args.device)
     verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
-    template = data.pick_template(args.template, args.data)
-    problems = data.load(args.data, args.split, args.limit or None, own_verifier=bool(args.verifier))
-    problems = check_golds(problems, verifier)
+    sets = load_sets(args, verifier)
     sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, use="sampled from")
     check_sampler(sampler)
-    prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
-                                   args.max_tokens or 1, sampler.positions)
+    prompts, counted, set_of = [], Counter(), {}
+    for label, (template, problems) in sets.items():
+        found, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
+                                    args.max_tokens or 1, sampler.positions)
+        prompts += found
+        counted.update(counts)
+        set_of |= {problem.id: label for problem in problems}
     if args.hinted:
         prompts = [prompt for prompt in prompts if prompt.hinted]
         if not prompts:
@@ -266,7 +297,8 @@ def main(args: Args) -> None:
     if max_tokens < 4096 and not args.max_tokens and rank() == 0:
         left = f"what the model's {sampler.positions} positions leave beside a prompt of {longest}"
         print(f"--max-tokens {max_tokens}: {left}", file=sys.stderr)
-    about = {"model": args.model, "data": args.data, "split": args.split, "template": template,
+    templates = dict.fromkeys(template for template, _ in sets.values())
+    about = {"model": args.model, "data": args.data, "split": args.split, "template": ", ".join(templates),
              "hinted": args.hinted, "verifier": args.verifier, **counted}
     sampling = {"n": args.n, "temperature": args.temperature, "max_tokens": max_tokens, "seed": args.seed,
                 "top_p": args.top_p, "top_k": args.top_k, "hinted": args.hinted}
@@ -275,15 +307,29 @@ def main(args: Args) -> None:
     kept = Kept(Path(f"{args.out}.unfinished{rank() or ''}"), settings)
     with verifier, stoppable():
         result = evaluate(sampler, verifier, prompts, **sampling, kept=kept)
+    if len(sets) > 1:
+        for row in result["problems"]:
+            row["data"] = set_of[row["id"]]
     write_json(args.out, {**about, **result})
     gather([])  # it is written
     kept.remove()
     for k, mean, low, high in curve(result):
         print(f"pass@{k:<4} {mean:.3f}   95 % band [{low:.3f}, {high:.3f}]")
+    if parts(result):
+        print(f"\n{part_curves(result)}\n")
     print(f"verdicts {result['verdicts']}; {len(prompts)} problems x {args.n} samples written to {args.out}")
 
 
-if __name__ == "__main__":
+def read_args() -> Args:
+    """The command line's, over those of its --preset."""
     import tyro
 
-    run_command(lambda: main(tyro.cli(Args, description=__doc__)))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    preset = PRESETS.get(parser.parse_known_args()[0].preset)
+    default = Args(**preset) if preset else tyro.MISSING_NONPROP
+    return tyro.cli(Args, default=default, description=__doc__)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(read_args()))

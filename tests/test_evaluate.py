@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import Args, evaluate, main
+from evaluate import PRESETS, Args, evaluate, labels, main, read_args
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.kept import Kept, files_of
@@ -174,8 +174,61 @@ def test_prompts_without_room_are_left_out(positions, max_tokens, kept, said, tm
     assert out["sampling"]["max_tokens"] == sampler.asked and capsys.readouterr().err == said
 
 
+@pytest.fixture
+def says_one(monkeypatch):
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: FixedSampler(math.inf))
+    monkeypatch.setattr("evaluate.check_sampler", lambda _: None)
+
+
+def test_several_data_sets_make_one_result(says_one, tmp_path, capsys):
+    for name, answers in (("one", "1234"), ("two", "11")):
+        rows = [{"id": str(i), "question": "?", "answer": answer} for i, answer in enumerate(answers)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = f"{tmp_path}/one.jsonl, {tmp_path}/two.jsonl"
+    args = {"model": MODEL, "template": "plain", "n": 2, "out": str(tmp_path / "out.json")}
+    main(Args(**args, data=files))
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert [row["data"] for row in out["problems"]] == ["one"] * 4 + ["two"] * 2
+    assert [row["id"] for row in out["problems"]][3:5] == ["one: 3", "two: 0"]
+    assert [row["c"] for row in out["problems"]] == [2, 0, 0, 0, 2, 2]
+    said = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
+    for line in ("|one|4|0.250|0.250|", "|two|2|1.000|1.000|", "|macroaverage||0.625|0.625|"):
+        assert line in said
+    with pytest.raises(UserError, match="one data set twice"):
+        main(Args(**args, data=f"{tmp_path}/one.jsonl,{tmp_path}/one.jsonl"))
+    main(Args(**args, data=f"{tmp_path}/one.jsonl"))
+    assert "macro" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["problems"][3].keys() == {
+        "id", "domain", "n", "c", "mean_length"}
+
+
+def test_each_data_set_has_its_own_template(says_one, tmp_path):
+    main(Args(model=MODEL, data="sea,countdown", limit=2, n=1, out=str(tmp_path / "out.json")))
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["template"] == "plain, countdown" and len(out["problems"]) == 4
+    assert [row["domain"] for row in out["problems"]][2:] == ["countdown"] * 2
+
+
+def test_files_are_named_as_short_as_tells_them_apart():
+    assert labels(["runs/base.json", "b/trained.json"]) == ["base", "trained"]
+    assert labels(["a/eval.json", "b/eval.json"]) == ["a/eval.json", "b/eval.json"]
+    assert labels(["a.json", "a.json"]) == ["a.json (1)", "a.json (2)"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_gives_way_to_options(preset, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--preset", preset])
+    args = read_args()
+    assert {key: getattr(args, key) for key in PRESETS[preset]} == PRESETS[preset]
+    own = ["--n", "64", "--top-p", "1.0", "--template", "auto"]  # the defaults without a preset, two of them
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *own, f"--preset={preset}"])
+    args = read_args()
+    assert (args.n, args.top_p, args.template) == (64, 1.0, "auto")
+    assert args.temperature == PRESETS[preset]["temperature"]
+
+
 class FixedSampler:
-    """Says "1" to everything, if prompt and response fit its positions."""
+    """Says 1 to everything, if prompt and response fit its positions."""
 
     def __init__(self, positions):
         self.tokenizer, self.positions = AutoTokenizer.from_pretrained(MODEL), positions
@@ -183,7 +236,7 @@ class FixedSampler:
     def generate(self, prompts, n, temperature, max_tokens, *_):
         assert max_tokens >= 1 and max(map(len, prompts)) + max_tokens <= self.positions
         self.asked = max_tokens
-        return [[Sample([1], [0.0], True, "1")] * n for _ in prompts]
+        return [[Sample([1], [0.0], True, "\\boxed{1}")] * n for _ in prompts]
 
 
 # ---- an evaluation that is stopped -------------------------------------------------------------------------
