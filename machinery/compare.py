@@ -7,7 +7,7 @@ computed from such counts, as means over problems with a 95 % bootstrap band ove
 import json
 import math
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +65,10 @@ def ks_of(*results: dict) -> list[int]:
     return [k for k in KS if k <= most]
 
 
-@cache
-def resamples(P: int) -> np.ndarray:
+@lru_cache(maxsize=4)  # of 5000 problems: 80 MB
+def resamples(P: int, seed: int = 0) -> np.ndarray:
     """2000 bootstrap resamples of P problems, as the weight of each problem: [R, P], rows sum to 1."""
-    picks_RP = np.random.default_rng(0).integers(P, size=(2000, P))
+    picks_RP = np.random.default_rng(seed).integers(P, size=(2000, P))
     return np.stack([np.bincount(picks, minlength=P) for picks in picks_RP]) / P
 
 
@@ -79,6 +79,16 @@ def bands(values_XP: list[np.ndarray]) -> list[tuple[float, float, float]]:
         low, high = np.quantile(resamples(len(values_P)) @ values_P, [0.025, 0.975])
         found.append((float(values_P.mean()), float(low), float(high)))
     return found
+
+
+def macro_average(values_P: np.ndarray, parts: dict[str, list[int]]) -> tuple[float, float, float]:
+    """(mean, low, high) of the mean over parts, each counted once; problems are resampled in their part."""
+    means, resampled = [], []
+    for seed, numbers in enumerate(parts.values()):
+        means.append(values_P[numbers].mean())
+        resampled.append(resamples(len(numbers), seed) @ values_P[numbers])
+    low, high = np.quantile(np.mean(resampled, 0), [0.025, 0.975])
+    return float(np.mean(means)), float(low), float(high)
 
 
 def curve(result: dict) -> list[tuple[int, float, float, float]]:
@@ -297,17 +307,22 @@ def gain_table(results: dict[str, dict]) -> str:
 
 
 def part_table(results: dict[str, dict]) -> str:
-    """pass@1 of each data set or domain, and the mean over them, each counted once."""
-    (_, base), *_ = results.items()
-    found, rows = parts(base), []
-    means_FX = []  # of every file and part
+    """pass@1 of each data set or domain, its change, and the mean over them, each counted once."""
+    (_, base), *others = results.items()
+    found, rates = parts(base), []
     for result in results.values():
         n, c = counts(result)
-        means_FX.append([float((c / n)[numbers].mean()) for numbers in found.values()])
-    for (label, numbers), *means in zip(found.items(), *means_FX):
-        rows.append([label, str(len(numbers)), *(f"{mean:.3f}" for mean in means)])
-    rows.append(["macro average", "", *(f"{np.mean(means):.3f}" for means in means_FX)])
-    return table(["pass@1", "problems", *results], rows)
+        rates.append(c / n)
+    changes = [rate - rates[0] for rate in rates[1:]]
+    rows = []
+    for label, numbers in found.items():
+        means = [f"{rate[numbers].mean():.3f}" for rate in rates]
+        moved = [cell(bands([change[numbers]])[0], "+") for change in changes]
+        rows.append([label, str(len(numbers)), *means, *moved])
+    means = [f"{macro_average(rate, found)[0]:.3f}" for rate in rates]
+    moved = [cell(macro_average(change, found), "+") for change in changes]
+    rows.append(["macro average", "", *means, *moved])
+    return table(["pass@1", "problems", *results, *(f"change: {name}" for name, _ in others)], rows)
 
 
 def part_curves(result: dict) -> str:

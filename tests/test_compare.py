@@ -15,6 +15,7 @@ from machinery.compare import (
     curve,
     decompose,
     differences,
+    macro_average,
     movement,
     pass_at_k,
     plot,
@@ -182,9 +183,19 @@ def test_data_sets_and_domains_are_shown_apart():
 
     for key in ("data", "domain"):
         said = comparison({"base": two_parts([0, 0, 0, 4], key), "trained": two_parts([4, 0, 2, 4], key)})
-        assert rows_of(said, "a ") == [["a", "3", "0.000", "0.500"]]
-        assert rows_of(said, "b ") == [["b", "1", "1.000", "1.000"]]
-        assert rows_of(said, "macro average") == [["macro average", "", "0.500", "0.750"]]
+        assert rows_of(said, "a ")[0][:4] == ["a", "3", "0.000", "0.500"]
+        assert rows_of(said, "b ") == [["b", "1", "1.000", "1.000", "+0.000 [+0.000, +0.000]"]]
+        ((*macro, change),) = rows_of(said, "macro average")
+        assert macro == ["macro average", "", "0.500", "0.750"] and change.startswith("+0.250 [")
+
+
+def test_the_band_of_the_macro_average_is_that_of_its_parts():
+    rng = np.random.default_rng(2)
+    values, numbers = rng.random(500), {"a": list(range(400)), "b": list(range(400, 500))}
+    mean, low, high = macro_average(values, numbers)
+    assert mean == pytest.approx((values[:400].mean() + values[400:].mean()) / 2)
+    error = math.sqrt(values[:400].var() / 400 + values[400:].var() / 100) / 2
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
 def test_a_comparison_warns_of_all_that_differs_but_model_and_seed():
