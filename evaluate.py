@@ -28,10 +28,11 @@ import data
 from data import TEMPLATES, UserError
 from machinery.command import check_writable, resume_line, run_command, stoppable
 from machinery.compare import comparison, curve, part_curves, parts, plot, read_result
+from machinery.folder import write_json
 from machinery.kept import Kept, files_of
 from machinery.models import check_sampler
 from machinery.ranks import gather, join, rank, share, total, world
-from machinery.run import check_ranges, write_json
+from machinery.run import check_ranges
 from machinery.sampler import Sampler
 from verify import WHY, Verifier, check_golds
 
@@ -180,6 +181,13 @@ def report(run: Path) -> str:
         plot(results, run / "curves.png", metrics)
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
+    verdicts = Counter()
+    for m in metrics:
+        verdicts.update({why: m[f"verify/{why.replace(' ', '_')}"] for why in WHY})
+    failed = verdicts["error"] + verdicts["timeout"]
+    if failed > 0.01 * verdicts.total():
+        table += (f"warning: the verifier failed on {failed} of {verdicts.total()} responses, which counted "
+                  "as wrong: see verify/error and verify/timeout in metrics.jsonl\n\n")
     more = resume_line(run, "--steps", "N")
     return f"{table}done: the trained model is {run}/final; more steps with: {more}"
 

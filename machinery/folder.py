@@ -7,8 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from data import fingerprint
 from machinery.checkpoint import checkpoints, steps_done
 from machinery.command import UserError
+from machinery.ranks import rank
 
 LOCKS: dict[Path, int] = {}  # of this process, which the system takes back when it ends
 
@@ -65,3 +67,24 @@ def is_finished(folder: Path, steps: int) -> bool:
     if (folder / "eval_base.json").exists():
         left.add("eval_trained.json")
     return steps == done and all((folder / name).exists() for name in left)
+
+
+def check_data(folder: Path, prompts: list, resumed: bool) -> None:
+    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others."""
+    file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
+    then = json.loads(file.read_text()) if resumed and file.exists() else now
+    if then != now:
+        raise UserError(
+            f"the data has changed since {folder} began ({then['prompts']} prompts then, {len(prompts)} now, "
+            "held-out ones included): put it back as it was, or start a new run"
+        )
+    write_json(file, now)
+
+
+def write_json(path, value) -> None:
+    """Whole or not at all: written beside the file, then renamed. By rank 0."""
+    if rank():
+        return
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)

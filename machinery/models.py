@@ -45,8 +45,14 @@ def load_config(path: str, use: str = "trained"):
         try:
             # A repository's own code is not run, and not asked for at a prompt.
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             said = str(error).split("\n")[0]
+            if (Path(path) / "args.json").exists():
+                said = f"it is the folder of a run, whose model is {path}/final"
+            elif path.count("/") > 1 and not Path(path).exists():
+                said = "there is no such folder"
+            elif isinstance(error, ValueError):
+                raise
             raise UserError(f"--model {path} is neither a folder with a model nor a hub id to be had: {said}"
                             ) from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -19,15 +19,19 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data import TEMPLATES, UserError, fingerprint
+from data import TEMPLATES, UserError
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
-from machinery.folder import claim, is_finished, release
+from machinery.folder import check_data, claim, is_finished, release, write_json
 from machinery.ranks import gather, rank, total, world
 from machinery.tasks import TASKS
 from machinery.track import Tracker
 
 WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 against float32 makes a few 1e-4
+NOTHING_RIGHT = (
+    "warning: not one response of 5 steps was right: see rollouts.jsonl, and whether --template and "
+    "--verifier fit the data and the model (python data.py --data D --template T shows the prompts)"
+)
 
 
 # ---- options -----------------------------------------------------------------------------------------------
@@ -169,7 +173,7 @@ class Run:
             (self.folder / "curves.png").unlink(missing_ok=True)  # a run that has it is finished
         bar = tqdm(range(start, self.args.steps), self.script, initial=start, total=self.args.steps,
                    dynamic_ncols=True, disable=rank() > 0)
-        warned = False
+        warned = solved = False
         for step in bar:
             self.step, self.clock = step, Clock()
             yield step
@@ -178,6 +182,9 @@ class Run:
             if not warned and rank() == 0 and self.metrics.get("engine/k3", 0) > WIDE_GAP:
                 tqdm.write(gap_warning(self.metrics, self.args.tis_cap), file=sys.stderr)
                 warned = True
+            solved = solved or self.metrics["rollout/reward"] > 0
+            if not solved and step == start + 4 and rank() == 0:
+                tqdm.write(NOTHING_RIGHT, file=sys.stderr)
             stop = self._stop_of_any_rank()
             if stop or (self.args.save_every and (step + 1) % self.args.save_every == 0):
                 save_checkpoint(self.folder, step + 1, parts, self.args.keep)
@@ -227,18 +234,6 @@ class Run:
         self.tracker.close()
         release(self.folder)
         Run.current = None
-
-
-def check_data(folder: Path, prompts: list, resumed: bool) -> None:
-    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others."""
-    file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
-    then = json.loads(file.read_text()) if resumed and file.exists() else now
-    if then != now:
-        raise UserError(
-            f"the data has changed since {folder} began ({then['prompts']} prompts then, {len(prompts)} now, "
-            "held-out ones included): put it back as it was, or start a new run"
-        )
-    write_json(file, now)
 
 
 def gap_warning(metrics: dict, tis_cap: float) -> str:
@@ -305,15 +300,6 @@ def resumed_args(Args) -> dict:
             f"--resume {folder} is of another version of {script}.py, with other args: {sorted(unknown)}"
         )
     return {**saved, "resume": folder}
-
-
-def write_json(path, value) -> None:
-    """Whole or not at all: written beside the file, then renamed. By rank 0."""
-    if rank():
-        return
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
 
 
 # ---- what a step measures ----------------------------------------------------------------------------------

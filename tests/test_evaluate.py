@@ -345,6 +345,15 @@ def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_pa
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.parametrize("errors, timeouts, said", [(1, 1, "failed on 2 of 100 responses"), (1, 0, "")])
+def test_a_report_says_how_often_the_verifier_failed(errors, timeouts, said, tmp_path):
+    verdicts = {"right": 40, "wrong": 60 - errors - timeouts, "no_answer": 0, "timeout": timeouts, "error": errors}
+    line = {"step": 1, "rollout/reward": 0.4, **{f"verify/{why}": n for why, n in verdicts.items()}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = report(tmp_path)
+    assert said in text and ("warning" in text) == bool(said) and "done: " in text
+
+
 @pytest.mark.slow
 def test_command_line(tmp_path):
     def run(*args):

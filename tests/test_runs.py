@@ -553,6 +553,16 @@ def test_a_signal_during_the_last_save_does_not_cut_it_off(tmp_path, capfd, monk
     assert saved == [2] and "nothing is lost; go on with" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("rewards, warned", [([0.0] * 6, True), ([0.0, 0.1, 0.0, 0.0, 0.0, 0.0], False)])
+def test_five_steps_without_a_right_response_are_said(rewards, warned, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(machinery_run, "save_checkpoint", lambda *args: None)
+    run = Run(grpo.Args(run_dir=str(tmp_path / "run"), steps=len(rewards)), "grpo.py")
+    for step in run.steps():
+        run.metrics = {"step": step + 1, "rollout/reward": rewards[step]}
+    run.close()
+    assert capfd.readouterr().err.count("not one response of 5 steps was right") == warned
+
+
 @pytest.mark.parametrize("name", ["runs/1", "my runs/1", "it's", 'a "b"', "$HOME", "a;b*?", "-x", "é\n\\"])
 def test_the_line_to_go_on_can_be_pasted(name, tmp_path, monkeypatch):
     """Into a real shell, in the folder where the script was called from."""
