@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import PRESETS, Args, evaluate, labels, main, read_args
+from evaluate import PRESETS, Args, evaluate, labels, main, read_args, report
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.kept import Kept, files_of
@@ -347,7 +347,8 @@ def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_pa
 
 @pytest.mark.parametrize("errors, timeouts, said", [(1, 1, "failed on 2 of 100 responses"), (1, 0, "")])
 def test_a_report_says_how_often_the_verifier_failed(errors, timeouts, said, tmp_path):
-    verdicts = {"right": 40, "wrong": 60 - errors - timeouts, "no_answer": 0, "timeout": timeouts, "error": errors}
+    verdicts = {"right": 40, "wrong": 60 - errors - timeouts, "no_answer": 0}
+    verdicts |= {"timeout": timeouts, "error": errors}
     line = {"step": 1, "rollout/reward": 0.4, **{f"verify/{why}": n for why, n in verdicts.items()}}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     text = report(tmp_path)
