@@ -314,9 +314,9 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     Guide paper's messages, chat: question and instruction as one user message, both through the tokenizer's
     chat template (guide is ChatML where it has none). A hint follows the question, unless the data set has a
     whole hinted question. Of a row that is a chat, `chat` has all messages before the question; the others
-    have its system message only, before the question in countdown and plain, and the template's own in its
-    place in qwen-math and guide. Raises UserError for an unknown template, for `chat` without a chat template
-    and for one that loses text; BadRow for a row of several turns without `chat`.
+    have its system message only, before the question in countdown and plain, and SYSTEM's in its place in
+    the rest. Raises UserError for an unknown template, for `chat` without a chat template and for one that
+    loses text; BadRow for a row of several turns without `chat`.
 
     >>> prompt_text(Problem("p", "What is 2+3?", "5", hint="Count on from 2."), "plain", hinted=True)
     'What is 2+3?\\n\\nHint: Count on from 2.\\n'

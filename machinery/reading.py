@@ -216,11 +216,12 @@ def literal(text: str):
 
 
 def hint_of(value) -> str:
-    """A hint as text: lists, and their text, have a line an item."""
+    """A hint as text: lists, and their text, have a line an item. What is_missing is left out."""
     if isinstance(value, str) and re.match(r"\[\s*['\"]", value):
         value = literal(value) or value
     if isinstance(value, list):
-        return "\n".join(text_of(item) for item in value)
+        lines = [text_of(item) for item in value]
+        return "\n".join(line for line in lines if not is_missing(line))
     text = value if isinstance(value, str) else text_of(value)
     return "" if is_missing(text) else text
 
