@@ -225,7 +225,8 @@ SCHEMAS = {
     ),
     "no hint in a list": (
         {"question": "Q", "answer": "5", "hint": "['nan', None]"},
-        Problem("rows/0", "Q", "5")),
+        Problem("rows/0", "Q", "5"),
+    ),
     "an empty column before": (
         {"question": "", "problem": "Q", "answer": None, "gold": float("nan"), "target": "5"},
         Problem("rows/0", "Q", "5"),
