@@ -24,7 +24,7 @@ import numpy as np
 
 from machinery import reading, tasks
 from machinery.command import UserError, run_command
-from machinery.reading import FILE_TYPES, BadRow, last_box, read_file, solution_hint, text_of
+from machinery.reading import FILE_TYPES, BadRow, is_missing, last_box, read_file, solution_hint, text_of
 from machinery.templates import BOXED, HELPFUL, PROMPTS
 
 EMBEDDED_MODEL = tasks.TASKS["countdown"].model
@@ -73,7 +73,7 @@ def load(
         rows = read_file(Path(name))
         numbers = reading.part_of(split, len(rows))
     else:
-        rows = reading.read_hub(name, split)
+        rows = reading.read_hub(name, split, tasks.TASKS)
         numbers = range(len(rows))
     problems = _problems(rows, numbers, name, own_verifier)
     if limit is not None:
@@ -94,9 +94,9 @@ def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -
             bad.setdefault(reading.reason(error), []).append(i)
     if not problems:
         row = rows[numbers[0]]
-        columns = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        found = f"the columns {sorted(map(str, row))}" if isinstance(row, dict) else "such rows"
         why = "; ".join(list(bad)[:5])
-        raise UserError(f"{name}: no problem can be read from the columns {columns}: {why}; {ACCEPTED}")
+        raise UserError(f"{name}: no problem can be read from {found}: {why}; {ACCEPTED}")
     reading.leave_out(bad, len(numbers), name, f"mend or remove them; {ACCEPTED}")
     if len({p.id for p in problems}) < len(problems):  # ids pair the problems of two evaluations
         problems = [replace(p, id=f"{p.id}#{i}") for i, p in enumerate(problems)]
@@ -106,7 +106,7 @@ def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -
 def _problem(given: dict, default_id: str, own_verifier: bool) -> Problem:
     """What the first reader that knows the row's columns reads. Raises BadRow, or what a reader raises."""
     if not isinstance(given, dict):
-        raise BadRow("no columns")
+        raise given if isinstance(given, BadRow) else BadRow("no columns")
     row, meta = {}, {}
     for column, value in given.items():
         if value is not None and value == value:  # not a number is how pandas writes that there is none
@@ -123,10 +123,12 @@ def _problem(given: dict, default_id: str, own_verifier: bool) -> Problem:
     meta |= _unfold_chat(row)
     if own_verifier:  # which finds an object in `meta`, and needs no text of it
         row = {column: v for column, v in row.items() if column not in ANSWER or not isinstance(v, dict)}
+        row.pop("error", None)  # a tolerance is for the built-in ones
     problem = next(filter(None, (reader(row) for reader in READERS.values())), None)
-    if not problem or not problem.question.strip():
+    if not problem or is_missing(problem.question):
         raise BadRow("no question")
-    if not own_verifier and not problem.answer.strip():
+    no_answer = is_missing(problem.answer) if problem.domain == "math" else not problem.answer.strip()
+    if not own_verifier and no_answer:
         raise BadRow("no answer that can be read")
     if not own_verifier and problem.domain == "math" and len(problem.answer) > 300:
         raise BadRow("an answer of more than 300 characters")  # the answer is somewhere inside: no guess
@@ -185,7 +187,7 @@ def _read_completion(row: dict) -> Problem | None:
     code = row["test"].replace("def check(", "def run_tests(") + f"\nrun_tests({entry})\n"
     tests = {"type": "assert", "code": code, "setup": prompt, "entry_point": entry}
     question = f"Complete this Python program. Answer with the whole program in one fenced block.\n\n{prompt}"
-    answer = _reference_program(prompt, row["canonical_solution"]) if "canonical_solution" in row else ""
+    answer = reading.program_of(prompt, row["canonical_solution"]) if "canonical_solution" in row else ""
     return Problem("", question, answer, "code", solution=answer, meta={"tests": tests})
 
 
@@ -199,17 +201,17 @@ def _read_program(row: dict) -> Problem | None:
 
 
 def _read_choice(row: dict) -> Problem | None:
-    choices = _first(row, "choices", "options")
-    if not choices or "question" not in row:
+    question, choices = _first(row, *QUESTION), _first(row, "choices", "options")
+    if question is None or not choices:
         return None
     if not isinstance(choices, list):  # text: it went through .csv
         raise BadRow("choices that are no list")
     letters = string.ascii_uppercase[: len(choices)]
-    answer = text_of(row.get("answer"))
+    answer = text_of(_first(row, *ANSWER))
     if answer.isdecimal():
         answer = letters[int(answer) : int(answer) + 1]
     options = [f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-    question = f"{row['question']}{''.join(options)}"
+    question = f"{text_of(question)}{''.join(options)}"
     return Problem("", question, answer if answer in list(letters) else "", "choice", solution=_solution(row))
 
 
@@ -219,7 +221,7 @@ def _read_scibench(row: dict) -> Problem | None:
     unit = text_of(row.get("unit"))
     question = row["problem_text"] + (f" Answer in {unit}." if unit else "")
     meta = {"rel_tol": 0.05, "unit": unit}
-    return Problem("", question, text_of(row["answer_number"]), solution=_solution(row), meta=meta)
+    return Problem("", question, _gold({"answer": row["answer_number"]}), solution=_solution(row), meta=meta)
 
 
 def _read_verl(row: dict) -> Problem | None:
@@ -235,9 +237,10 @@ def _read_verl(row: dict) -> Problem | None:
 
 
 def _read_gsm8k(row: dict) -> Problem | None:
-    text = text_of(_first(row, *ANSWER, *SOLUTION))
+    text = _gold(row) or _solution(row) or ""
     match = re.search(r"(?:^|\n)####[ \t]*([^\n]+)$", text)
-    if not match:
+    box = last_box(text[: match.start()]) if match else None
+    if not match or (box and box != match[1].strip()):  # a heading: the answer is in the box
         return None
     # Marks of a calculator, which no one should learn to write.
     solution = re.sub(r"<<.*?>>", "", text[: match.start()])
@@ -248,11 +251,12 @@ def _read_math(row: dict) -> Problem | None:
     question = _first(row, *QUESTION)
     if question is None:
         return None
-    answer, solution = reading.answer_of(_first(row, *ANSWER)), _solution(row)
+    answer, solution = reading.answer_of(_gold(row)), _solution(row)
     answer = last_box(answer) or answer or last_box(solution or "") or ""
     domain = row.get("domain") if row.get("domain") in ("math", "choice", "code") else "math"
     hint = solution_hint(question, solution, answer) if solution and not row.get("hint") else None
-    meta = {"abs_tol": text_of(row["error"])} if row.get("error") else {}  # OlympiadBench, numeric answers
+    error = reading.tolerance_of(row.get("error"))  # OlympiadBench, numeric answers
+    meta = {"abs_tol": error} if error else {}
     return Problem("", question, answer, domain, hint, solution, meta)
 
 
@@ -260,9 +264,9 @@ READERS = {  # the first that knows a row's columns reads it
     "question, answer, domain, meta, solution": _read_own,  # of machinery.tasks and machinery.hints
     "prompt, entry_point, test, canonical_solution": _read_completion,  # HumanEval, MBPP
     "question, tests ({type: assert, code} or {type: stdio, cases}), solution": _read_program,
-    "question, choices | options (a list), answer (index or letter)": _read_choice,  # MMLU, MMLU-Pro
-    "problem_text, answer_number, unit": _read_scibench,
     "prompt (chat list), reward_model.ground_truth": _read_verl,  # verl's files, Guide's as well
+    "question (as below), choices | options (a list), answer (index or letter)": _read_choice,  # MMLU
+    "problem_text, answer_number, unit": _read_scibench,
     "question, answer | solution (with the answer after ####)": _read_gsm8k,
     f"{' | '.join(QUESTION)} (text or chat), {' | '.join(ANSWER)} or \\boxed{{}} in solution": _read_math,
 }
@@ -275,18 +279,15 @@ def _first(row: dict, *names: str, default=None):
     return next((row[name] for name in names if row.get(name) not in (None, "")), default)
 
 
+def _gold(row: dict) -> str:
+    """The first answer of mathematics that there is; "None" is none."""
+    answers = (text_of(row.get(name)) for name in ANSWER)
+    return next((answer for answer in answers if not is_missing(reading.answer_of(answer))), "")
+
+
 def _solution(row: dict) -> str | None:
-    return text_of(_first(row, *SOLUTION)) or None
-
-
-def _reference_program(prompt: str, body: str) -> str:
-    """Prompt and body as one program; MBPP indents its bodies otherwise than its prompts' docstrings."""
-    with suppress(SyntaxError):
-        compile(prompt + body, "program", "exec")
-        return prompt + body
-    indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
-    head, signature, docstring = prompt.rpartition("\ndef ")
-    return head + signature + re.sub(r"\n[ \t]*(?=\S)", f"\n{indent}", docstring) + body
+    solutions = (text_of(row.get(name)) for name in SOLUTION)
+    return next((solution for solution in solutions if not is_missing(solution)), None)
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -313,9 +314,9 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     Guide paper's messages, chat: question and instruction as one user message, both through the tokenizer's
     chat template (guide is ChatML where it has none). A hint follows the question, unless the data set has a
     whole hinted question. Of a row that is a chat, `chat` has all messages before the question; the others
-    have its system message only, before the question in countdown and plain, and the template's own in its
-    place in qwen-math and guide. Raises UserError for an unknown template, for `chat` without a chat template
-    and for one that loses text; BadRow for a row of several turns without `chat`.
+    have its system message only, before the question in countdown and plain, and SYSTEM's in its place in
+    the rest. Raises UserError for an unknown template, for `chat` without a chat template and for one that
+    loses text; BadRow for a row of several turns without `chat`.
 
     >>> prompt_text(Problem("p", "What is 2+3?", "5", hint="Count on from 2."), "plain", hinted=True)
     'What is 2+3?\\n\\nHint: Count on from 2.\\n'

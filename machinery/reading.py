@@ -9,6 +9,7 @@ import gzip
 import html
 import io
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -28,8 +29,8 @@ class BadRow(UserError):
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
 
 
-def read_file(path: Path) -> list[dict]:
-    """Rows of a file of FILE_TYPES. Raises UserError where there is none, or it cannot be read."""
+def read_file(path: Path) -> list:
+    """Rows of a file of FILE_TYPES; a BadRow stands for a row that is none. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path} is a folder: name a file" if path.exists() else f"no such file: {path}")
     if not path.name.lower().endswith(FILE_TYPES):
@@ -45,32 +46,58 @@ def read_file(path: Path) -> list[dict]:
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
         if kind == ".csv":
-            csv.field_size_limit(2**30)
-            return list(csv.DictReader(io.StringIO(text, newline="")))
+            return _csv_rows(text)
         if kind == ".json" and text.lstrip().startswith("["):
             return json.loads(text)
-    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:  # pyarrow's are among them
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:  # pyarrow's are among them
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter: thousands of brackets in each other
                 raise UserError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)})") from None
     return rows
 
 
-def read_hub(name: str, split: str) -> list[dict]:
-    """Rows of a hub id, "name:config" where the hub wants a config. Raises UserError."""
-    import datasets  # slow to import, and the embedded task does not need it
+def _csv_rows(text: str) -> list:
+    """Rows of .csv; a BadRow for one of too many or too few cells, whose cells may stand in wrong columns."""
+    csv.field_size_limit(2**30)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        columns = next(reader, [])
+        for cells in reader:
+            if not cells:  # an empty line
+                continue
+            if len(cells) == len(columns):
+                rows.append(dict(zip(columns, cells, strict=True)))
+            else:
+                counts = f"columns: {len(columns)}, cells: {len(cells)}"
+                rows.append(BadRow(f'{counts} (commas in a cell need quotes: "2,3,5")'))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return rows
 
+
+def read_hub(name: str, split: str, built_in: dict) -> list[dict]:
+    """Rows of a hub id, "name:config" where the hub wants a config.
+
+    Raises UserError; it says which names are `built_in` tasks, since a mistyped one ends here.
+    """
     path, _, config = name.partition(":")
+    others = f"the built-in tasks are {', '.join(built_in)}"
+    if path in built_in:
+        raise UserError(f"no task {name!r}: {others}")
+    import datasets  # slow to import, and the embedded tasks do not need it
+
     try:
         return datasets.load_dataset(path, config or None, split=split).to_list()
     except Exception as error:  # the hub client raises many kinds; all of them end the run with what it said
         said = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"
-        raise UserError(f"{name!r} is no file, and the hub gave no split {split!r} of it: {said}") from error
+        neither = f"{name!r} is no file, and the hub gave no split {split!r} of it"
+        raise UserError(f"{neither}: {said}; {others}") from error
 
 
 def part_of(split: str, count: int) -> range:
@@ -120,14 +147,33 @@ def leave_out(bad: dict[str, list], count: int, name: str, remedy: str) -> None:
 
 # ---- text of a column ------------------------------------------------------------------------------
 
+MISSING = ("", "null", "none", "n/a", "nan")  # how programs write into text that there is no value
+
+
+def is_missing(text: str) -> bool:
+    return text.strip().lower() in MISSING
+
+
 def text_of(value) -> str:
-    """A column's value as text: lists joined, 27.0 as 27, bytes as UTF-8. Raises BadRow for an object."""
+    """A column's value as text: lists joined, 27.0 as 27, bytes as UTF-8.
+
+    A list in a list is a pair or point. Raises BadRow for an object and for a number that is not finite.
+
+    >>> text_of([1, 2.0]), text_of([[1, 2], [2, 1]]), text_of([["5"]])
+    ('1, 2', '(1, 2), (2, 1)', '5')
+    """
     if isinstance(value, dict):
         raise BadRow(f"an object, {{{', '.join(map(repr, list(value)[:3]))}}}, where text is expected")
     if isinstance(value, (list, tuple)):
-        return ", ".join(text_of(v) for v in value)
+        texts = []
+        for item in value:
+            pair = isinstance(item, (list, tuple)) and len(item) > 1
+            texts.append(f"({text_of(item)})" if pair else text_of(item))
+        return ", ".join(texts)
     if isinstance(value, bytes):
         value = value.decode()
+    if isinstance(value, float) and not math.isfinite(value):  # JSON's Infinity, 1e400
+        raise BadRow(f"{value}, where a finite number or text is expected")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip()
@@ -143,12 +189,22 @@ def answer_of(value) -> str:
     """
     text = re.sub(r"&#?\w+;", lambda match: html.unescape(match[0]), text_of(value))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    if re.match(r"(\[\s*b?|b)['\"]", text):
+    if re.match(r"(\[[\[(\s]*b?|b)['\"]", text):
         shown = re.sub(r"(?<=['\"])\s+(?=b?['\"])", ", ", text)  # numpy writes no commas
         if re.search(r"(?<!\\)\\(?!u[0-9a-fA-F]{4})([A-Za-z]{2}|[^\\\w'\"])", shown):  # LaTeX: \f is a letter
             shown = shown.replace("\\", "\\\\")
         text = text_of(literal(shown) or text)
     return text.strip()
+
+
+def tolerance_of(value) -> str:
+    """The text of a decimal number, "" where there is none. Raises BadRow for "0.1,0.2", "5%", a word."""
+    text = text_of(value)
+    if not value or is_missing(text):
+        return ""
+    if not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?", text):
+        raise BadRow(f"an error of {text!r}, where a number is expected")
+    return text
 
 
 def literal(text: str):
@@ -160,12 +216,14 @@ def literal(text: str):
 
 
 def hint_of(value) -> str:
-    """A hint as text: lists, and their text, have a line an item."""
+    """A hint as text: lists, and their text, have a line an item. What is_missing is left out."""
     if isinstance(value, str) and re.match(r"\[\s*['\"]", value):
         value = literal(value) or value
     if isinstance(value, list):
-        return "\n".join(text_of(item) for item in value)
-    return value if isinstance(value, str) else text_of(value)
+        lines = [text_of(item) for item in value]
+        return "\n".join(line for line in lines if not is_missing(line))
+    text = value if isinstance(value, str) else text_of(value)
+    return "" if is_missing(text) else text
 
 
 # ---- chats -----------------------------------------------------------------------------------------
@@ -259,6 +317,16 @@ def last_box(text: str) -> str | None:
         content += text[start:cut]
         start = cut_end
     return (content + text[start:end]).strip()
+
+
+def program_of(prompt: str, body: str) -> str:
+    """Prompt and body as one program; MBPP indents its bodies otherwise than its prompts' docstrings."""
+    with suppress(SyntaxError):
+        compile(prompt + body, "program", "exec")
+        return prompt + body
+    indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
+    head, signature, docstring = prompt.rpartition("\ndef ")
+    return head + signature + re.sub(r"\n[ \t]*(?=\S)", f"\n{indent}", docstring) + body
 
 
 def solution_hint(question: str, solution: str, answer: str) -> str | None:

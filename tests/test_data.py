@@ -166,6 +166,55 @@ SCHEMAS = {
         {"question": "Q", "choices": list("abcdefghijk"), "answer": 10},
         Problem("rows/0", "Q\n" + "\n".join(f"{c.upper()}. {c}" for c in "abcdefghijk"), "K", "choice"),
     ),
+    "choices of a problem": (
+        {"problem": "2+3?", "choices": ["4", "5"], "answer": 1},
+        Problem("rows/0", "2+3?\nA. 4\nB. 5", "B", "choice"),
+    ),
+    "options of a prompt": (
+        {"prompt": "2+3?", "options": ["4", "5"], "gold": "B"},
+        Problem("rows/0", "2+3?\nA. 4\nB. 5", "B", "choice"),
+    ),
+    "options of a chat": (
+        {"prompt": CHAT, "options": ["4", "5"], "answer": 0},
+        Problem("rows/0", "Problem: What is 2+3?\nA. 4\nB. 5", "A", "choice", meta=BEFORE),
+    ),
+    "points": (
+        {"problem": "Where?", "answer": [[1, 2], [2, 1]]},
+        Problem("rows/0", "Where?", "(1, 2), (2, 1)"),
+    ),
+    "a point": ({"problem": "Where?", "answer": [[1, 2.5]]}, Problem("rows/0", "Where?", "(1, 2.5)")),
+    "points as text": (
+        {"problem": "Where?", "answer": "[['1', '2'], ['2', '1']]"},
+        Problem("rows/0", "Where?", "(1, 2), (2, 1)"),
+    ),
+    "a heading last": (
+        {"question": "How many?", "solution": "#### Step 1\nSo \\boxed{5}\n#### Conclusion"},
+        Problem("rows/0", "How many?", "5", solution="#### Step 1\nSo \\boxed{5}\n#### Conclusion"),
+    ),
+    "a heading last, in the answer": (
+        {"question": "How many?", "answer": "So \\boxed{5}.\n#### Note"}, Problem("rows/0", "How many?", "5"),
+    ),
+    "box and mark": (
+        {"question": "How many?", "answer": "So \\boxed{5}.\n#### 5"},
+        Problem("rows/0", "How many?", "5", solution="So \\boxed{5}."),
+    ),
+    "a tolerance that is a number": (
+        {"question": "Q", "answer": "5", "error": 0.01},
+        Problem("rows/0", "Q", "5", meta={"abs_tol": "0.01"}),
+    ),
+    "no tolerance": ({"question": "Q", "answer": "5", "error": "nan"}, Problem("rows/0", "Q", "5")),
+    "missing as text": (
+        {"question": "Q", "answer": "nan", "gold": "None", "target": "5", "hint": "nan", "solution": "N/A"},
+        Problem("rows/0", "Q", "5"),
+    ),
+    "missing as text, and a solution": (
+        {"question": "Q", "answer": "null", "hint": "None", "solution": "Six. Then more.\n#### 7"},
+        Problem("rows/0", "Q", "7", hint="Six.", solution="Six. Then more."),
+    ),
+    "null as the name of an option": (
+        {"question": "Q", "choices": ["null", "None"], "answer": 1},
+        Problem("rows/0", "Q\nA. null\nB. None", "B", "choice"),
+    ),
     "two hints": (
         {"question": "Q", "answer": "5", "hint": ["Look.", "Count."]},
         Problem("rows/0", "Q", "5", hint="Look.\nCount."),
@@ -173,6 +222,10 @@ SCHEMAS = {
     "two hints as text": (
         {"question": "Q", "answer": "5", "hint": "['Look.', 'Count.']"},
         Problem("rows/0", "Q", "5", hint="Look.\nCount."),
+    ),
+    "no hint in a list": (
+        {"question": "Q", "answer": "5", "hint": "['nan', None]"},
+        Problem("rows/0", "Q", "5"),
     ),
     "an empty column before": (
         {"question": "", "problem": "Q", "answer": None, "gold": float("nan"), "target": "5"},
@@ -311,7 +364,7 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nTraceback: many lines")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    said = r"'openai/gsm8k:main'.*'validation'.*Couldn't reach the Hub"
+    said = r"'openai/gsm8k:main'.*'validation'.*Couldn't reach the Hub.*built-in tasks are countdown"
     with pytest.raises(UserError, match=said) as error:
         load("openai/gsm8k:main", "validation")
     assert "\n" not in str(error.value)
@@ -332,6 +385,12 @@ GOOD = {"question": "Q", "answer": "1"}
     ("rows.jsonl", b"", ["no rows"]),
     ("rows.json", b"[]", ["no rows"]),
     ("rows.csv", b"question,answer\n", ["no rows"]),
+    ("rows.csv", b"", ["no rows"]),
+    ("rows.csv", b"question,answer\nWhat is 2,3,5\n", ["columns: 2, cells: 3"]),
+    ("rows.csv", b"question,answer,hint\nWhat is 2,3\n", ["columns: 3, cells: 2"]),
+    ("rows.csv", b'question,answer\nWhat is 2,"3\nQ,1\n', ["cannot read", "line 3"]),  # a quote is left open
+    ("rows.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
+    ("rows.json", b"[" * 100_000, ["cannot read"]),
     ("rows.jsonl", [{"foo": 1, "bar": 2}],
      ["'foo'", "'bar'", "question", "answer", "hint", "reward_model", "choices"]),
 ])
@@ -387,6 +446,21 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ({"prompt": "def f():", "entry_point": "f", "test": 7}, "AttributeError"),
     ({"prompt": 7, "entry_point": "f", "test": "x", "canonical_solution": None}, "no answer"),
     ({"question": "Q", "choices": "['a', 'b']", "answer": "A"}, "choices that are no list"),
+    ({"problem": "Q", "options": {"A": "a", "B": "b"}, "answer": 1}, "choices that are no list"),
+    ({"problem": "Q", "choices": ["4", "5"], "answer": 5}, "no answer that can be read"),
+    ({"question": "Q", "answer": "1", "error": "0.1,0.2"}, "an error of '0.1,0.2', where a number is"),
+    ({"question": "Q", "answer": "1", "error": "5%"}, "an error of '5%'"),
+    ({"question": "Q", "answer": "1", "error": "timeout"}, "an error of 'timeout'"),
+    ({"question": "Q", "answer": "1", "error": -1}, "an error of '-1'"),
+    ({"question": "Q", "answer": "None"}, "no answer that can be read"),
+    ({"question": "Q", "answer": "N/A"}, "no answer that can be read"),
+    ({"question": "Q", "answer": ["NaN"]}, "no answer that can be read"),
+    ({"question": "Q", "answer": "null", "domain": "math", "meta": {}}, "no answer that can be read"),
+    ({"prompt": CHAT[1:], "reward_model": {"ground_truth": "nan"}}, "no answer that can be read"),
+    ({"problem_text": "Q", "answer_number": "nan"}, "no answer that can be read"),
+    ({"question": "nan", "answer": "1"}, "no question"),
+    ({"question": "Q", "answer": float("inf")}, "inf, where a finite number or text is expected"),
+    ({"question": "Q", "answer": [1, float("nan")]}, "nan, where a finite number or text is expected"),
     ({"question": "Q", "choices": ["a", "b"], "answer": "AB"}, "no answer that can be read"),
     ({"question": "Q", "answer": 1, "domain": "math", "meta": {}}, "AttributeError"),
 ])
@@ -399,6 +473,23 @@ def test_a_bad_row_is_left_out_by_its_number_and_reason(row, why, tmp_path, caps
     assert why in said and said.endswith(" (rows 7): left out\n")
     with pytest.raises(UserError, match=r"2 of 150 rows.* \(rows 7, 8\).*: mend or remove them"):
         load(write(tmp_path / "rows.jsonl", [*rows[:7], row, row, *rows[9:150]]))
+
+
+def test_a_row_with_a_comma_too_many_is_left_out(tmp_path, capsys):
+    lines = ["question,answer", *["Q,1"] * 99, "", "What is 2,3,5"]  # an empty line is no row
+    assert len(load(write(tmp_path / "rows.csv", "\n".join(lines).encode()))) == 99
+    assert 'columns: 2, cells: 3 (commas in a cell need quotes: "2,3,5") (rows 99)' in capsys.readouterr().err
+
+
+def test_a_number_too_large_for_a_float_is_left_out(tmp_path):
+    text = '{"question": "Q", "answer": 1}\n' * 99 + '{"question": "Q", "answer": 1e400}\n'
+    assert {p.answer for p in load(write(tmp_path / "rows.jsonl", text.encode()))} == {"1"}
+
+
+@pytest.mark.parametrize("name", ["sea:v4", "countdown:main"])
+def test_a_mistyped_task_is_not_looked_up(name):
+    with pytest.raises(UserError, match=f"no task '{name}': the built-in tasks are countdown, sea:v1"):
+        load(name)
 
 
 def test_reasons_are_told_apart(tmp_path, capsys):
@@ -436,6 +527,9 @@ def test_what_a_verifier_of_ones_own_gets(tmp_path):
         assert Problem(**json.loads(json.dumps(asdict(p)))) == p  # the way to a worker
     with pytest.raises(UserError, match="5 of 6 rows"):
         load(name)
+    row = {"question": "Q", "answer": "None", "error": "timeout"}
+    (p,) = load(write(tmp_path / "words.jsonl", [row]), own_verifier=True)
+    assert p.meta == {"answer": "None", "error": "timeout"}  # what they mean is for the verifier to say
     row = {"question": "Q", "answer": "5", "unit": "cm", "rel_tol": 1}
     (p,) = load(write(tmp_path / "known.jsonl", [row]))
     assert p.meta == {}  # what the built-in verifiers read there comes from their readers alone
