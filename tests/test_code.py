@@ -399,6 +399,10 @@ F, G = "def f(): return 1", "def g():\n    return 1"
      'def h():\n    """Example:\n    ```\n    h()\n    ```\n    """'),
     (f"```python\r\n{F}\r\n```", F), ("`x` and ```y``` in a line", None),
     ("```cpp\nint f();\n```", "int f();"),
+    (f"Here is the code: ```python\n{F}\n```", F), (f"1. ```py\n   {F}\n   ```", F),
+    (f"The code: ```\n{F}\n```", F), (f"Mark it with ```\n```python\n{F}\n```", F),
+    (f"As ```python\n```python\n{F}\n```", F), ("See ```x``` and: `y`\nend", None),
+    (f"```python\n\ufeff{F}\n```", F), (f"\ufeff```\n{F}\n```", F),
 ])
 def test_the_program_in_a_completion(completion, program):
     blocks = fences.fenced_blocks(completion)
@@ -406,7 +410,7 @@ def test_the_program_in_a_completion(completion, program):
 
 
 @pytest.mark.parametrize("piece", [
-    "`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n",
+    "`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n", "a: ```\n", "a ```x\n",
 ])
 def test_fences_are_found_in_linear_time(piece):
     start = time.perf_counter()
