@@ -87,6 +87,8 @@ def work(connection: socket.socket, memory: str, custom: str) -> None:
                 reply("right" if same else "wrong")
             elif what == "program":
                 reply(sandbox.judge(*asked))
+            elif what == "constant":
+                reply("right" if sandbox.constant_passes(*asked) else "wrong")
             elif what == "sandbox":
                 reply(sandbox.best_mode())
             else:
