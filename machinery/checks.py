@@ -1,4 +1,4 @@
-"""The text of tests: which of its names are the program's, what counts as a check, and what is run."""
+"""A test of a program, run here: which of its names are the program's, what is a check, what is called."""
 
 import ast
 import builtins
@@ -66,13 +66,14 @@ def names_to_find(code: str, entry: str, here: dict) -> tuple[set[str], set[str]
     What built-ins and `typing` call so too stays Python's, or a program could replace what judges its
     results. It is the program's as entry point, or if the tests call nothing else that could be.
     """
-    free, called, bare = free_names(code), set(), set()
-    for node in ast.walk(ast.parse(code)):
+    free, called, bare, bases = free_names(code), set(), set(), set()
+    for node in ast.walk(ast.parse(code)):  # what is above comes first
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             called.add(node.func.id)
-        bases = {id(child) for child in ast.iter_child_nodes(node) if isinstance(node, ast.Attribute)}
-        bare |= {child.id for child in ast.iter_child_nodes(node)
-                 if isinstance(child, ast.Name) and id(child) not in bases}
+        if isinstance(node, ast.Attribute):
+            bases.add(node.value)
+        if isinstance(node, ast.Name) and node not in bases:
+            bare.add(node.id)
     types_known = {name for name in typing.__all__ if here.get(name) is getattr(typing, name)}
     known = types_known | set(dir(builtins))
     free -= here.keys() - known

@@ -3,8 +3,9 @@
     judge([("python", "def f(x): return x")], {"type": "assert", "code": "assert f(1) == 1"}, "root")  # right
 
 machinery/inside.py is what runs in the sandbox. No expected value and no verdict ever enters it: assertions
-run here, and a name that they use and do not define stands for the program's. For machinery/workers.py: what
-a program leaves behind becomes a child of the worker, its subreaper, which ends all its children.
+run here (machinery/checks.py), and a name that they use and do not define stands for the program's. For
+machinery/workers.py: what a program leaves behind becomes a child of the worker, its subreaper, which ends
+all its children.
 """
 
 import json
