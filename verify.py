@@ -204,7 +204,7 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
         if verdict.correct:
             bad[problem.id] = "a program that does nothing passes its tests"
     seconds = verifier.code_seconds
-    constants = [(("constant", problem.meta["tests"], seconds), 12 * seconds) for problem in programs]
+    constants = [(("constant", problem.meta["tests"], seconds), 15 * seconds) for problem in programs]
     for problem, why in zip(programs, verifier.pool.ask(constants)):
         if why == "right" and problem.id not in bad:
             bad[problem.id] = "a program that always returns the same passes its tests"

@@ -353,14 +353,15 @@ def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
 def test_problems_that_a_constant_passes(verifier, capsys):
     tests = {"if abs(f(1) - 2) > 1e-6:\n    raise AssertionError": 2, "assert f(1) == 0": 0,
              "assert all(a == b for a, b in zip(f([2, 1]), [1, 2]))": [1, 2], "assert f(1) == True": True,
-             "assert f(1) is None": None, "assert f(1) == {'x': 1}": {"x": 1}}
+             "assert f(1) is None": None, "assert (f(1) == [1]).all()": "__import__('numpy').array([1])",
+             "assert f(1) == {'x': 1}": {"x": 1}}
     problems = [Problem(f"{i}", "Q", f"def f(x): return {value}", "code", meta={"tests": as_tests(code)})
                 for i, (code, value) in enumerate(tests.items())]
     rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(700)]
     assert check_golds([*problems, *rest], verifier) == [problems[-1], *rest]
     said = capsys.readouterr().err
-    named = [i for i in range(6) if f" {i} (a program that always returns the same passes its tests)" in said]
-    assert named == [0, 1, 2, 3, 4]
+    named = [i for i in range(7) if f" {i} (a program that always returns the same passes its tests)" in said]
+    assert named == [0, 1, 2, 3, 4, 5]
 
 
 SHAPES = """
@@ -651,6 +652,16 @@ HOSTILE = {
     "lambda": "fib = lambda n: lambda: 0",
     "bool for int": "def fib(n): return n == 1",
     "not callable": "fib = 0",
+    "acts as a number": "class A:\n    def __bool__(self): return True\n"
+        "    __len__ = __int__ = lambda s: 0\n    __float__ = lambda s: 0.0\n"
+        "    __lt__ = __gt__ = __contains__ = __eq__ = lambda s, o: True\n"
+        "    __add__ = __sub__ = lambda s, o: 0\ndef fib(n): return A()",
+    "exceptions with the names of ours": "class E(Exception): pass\nE.__module__ = 'machinery.checks'\n"
+        "E.__qualname__ = 'Stopped'\ndef fib(n): raise E('right')",
+    "exceptions without a name": "class E(Exception): pass\nE.__module__ = None\nE.__qualname__ = ''\n"
+        "def fib(n): raise E(*[E] * 9)",
+    "fields that are code": "class T(tuple): _fields = ('a=print(1)', '*')\ndef fib(n): return T((0, 1))",
+    "every exception": "from unittest import SkipTest\ndef fib(n): raise SkipTest",
     "decimal": "from decimal import Decimal\ndef fib(n): return Decimal(0)",
     "complex": "def fib(n): return complex('nan')",
     "module that is not there": "import no_such_module\ndef fib(n): return 0",
