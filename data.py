@@ -184,7 +184,8 @@ def _read_completion(row: dict) -> Problem | None:
         return None
     prompt, entry = row["prompt"], row["entry_point"].strip()
     # A program may define `check`, and must not be able to replace helpers in the prompt, which judge it.
-    code = row["test"].replace("def check(", "def run_tests(") + f"\nrun_tests({entry})\n"
+    code = re.sub(r"^(def )?check\(", r"\1run_tests(", row["test"], flags=re.MULTILINE)
+    code += f"\nrun_tests({entry})\n"
     tests = {"type": "assert", "code": code, "setup": prompt, "entry_point": entry}
     question = f"Complete this Python program. Answer with the whole program in one fenced block.\n\n{prompt}"
     answer = reading.program_of(prompt, row["canonical_solution"]) if "canonical_solution" in row else ""

@@ -23,12 +23,12 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-from data import Problem, UserError, last_box, load, read_file
+from data import Problem, UserError, last_box, load
 from machinery import answers, sandbox
 from machinery.command import run_command
 from machinery.fences import fenced_blocks
+from machinery.labelled import read_cases, read_completions
 from machinery.reading import answer_of
 from machinery.tasks import COUNTDOWN_MAX
 from machinery.workers import Pool, fork_workers, load_function
@@ -89,6 +89,9 @@ class Verifier:
             load_function(custom)
         if workers < 1:
             raise UserError(f"--workers {workers}: the verifier needs at least 1")
+        for flag, value in (("--verifier-seconds", time_limit), ("--verifier-memory", memory)):
+            if not 0 < value < 1e6:  # nan is neither
+                raise UserError(f"{flag} {value}: give a number above 0")
         self.time_limit, self.custom, self.code_seconds = time_limit, custom, code_seconds
         self.pool = Pool(workers, memory if custom else MATH_MEMORY, custom or "")
         self.sandbox = ""  # how programs are kept in, once it is known
@@ -200,6 +203,11 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
     for problem, verdict in zip(programs, verifier.score(nothing, programs)):
         if verdict.correct:
             bad[problem.id] = "a program that does nothing passes its tests"
+    seconds = verifier.code_seconds
+    constants = [(("constant", problem.meta["tests"], seconds), 15 * seconds) for problem in programs]
+    for problem, why in zip(programs, verifier.pool.ask(constants)):
+        if why == "right" and problem.id not in bad:
+            bad[problem.id] = "a program that always returns the same passes its tests"
     if bad:
         named = ", ".join(f"{id} ({why})" for id, why in [*bad.items()][:20])
         message = f"{len(bad)} of {len(problems)} reference answers do not verify against themselves: {named}"
@@ -211,49 +219,24 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
 
 
 def run_cases(path: str, verifier: Verifier, require: float) -> bool:
-    """Labelled cases: prints accuracy, false positives and negatives by kind; whether `require` is reached.
-    Rows have prediction or pieces ([[text, repeat]]), gold, correct; or completion, tests, correct."""
-    rows = read_file(Path(path))
-    completions, problems = [], []
-    for number, row in enumerate(rows):
-        try:
-            text = "".join(piece * times for piece, times in row["pieces"]) if "pieces" in row else None
-            completions.append(text or row.get("prediction", row.get("completion")))
-            domain = row.get("domain", "code" if "tests" in row else "math")
-            meta = {"tests": row["tests"]} if domain == "code" else {}
-            problems.append(Problem(str(number), "", row.get("gold", ""), domain, meta=meta))
-            row["correct"], completions[-1].strip
-        except (KeyError, TypeError, ValueError, AttributeError):
-            needs = "prediction, completion or pieces; gold or tests; correct"
-            raise UserError(f"{path}, row {number}: needs {needs}") from None
+    """Prints accuracy, false positives and negatives by kind; whether `require` is reached."""
+    cases = read_cases(path)
+    completions, problems = [case.completion for case in cases], [case.problem for case in cases]
     start = time.monotonic()
     verdicts = verifier.score(completions, problems)
     seconds = time.monotonic() - start
-    of = Counter(row.get("kind", "all") for row in rows)
+    of = Counter(case.kind for case in cases)
     false = {True: Counter(), False: Counter()}  # positives and negatives, by kind
-    for row, verdict in zip(rows, verdicts):
-        false[verdict.correct][row.get("kind", "all")] += verdict.correct != row["correct"]
+    for case, verdict in zip(cases, verdicts):
+        false[verdict.correct][case.kind] += verdict.correct != case.correct
     for kind in sorted(+false[True] | +false[False]):
         positive, negative = false[True][kind], false[False][kind]
         print(f"{kind:<28}{positive:>4} false positives{negative:>4} false negatives  of {of[kind]}")
     positive, negative = false[True].total(), false[False].total()
-    accuracy = 1 - (positive + negative) / len(rows)
-    print(f"accuracy {accuracy:.4f}, {positive} false positives, {negative} false negatives of {len(rows)}; "
+    accuracy = 1 - (positive + negative) / len(cases)
+    print(f"accuracy {accuracy:.4f}, {positive} false positives, {negative} false negatives of {len(cases)}; "
           f"{seconds:.1f} s; verdicts {dict(Counter(v.why for v in verdicts))}")
     return accuracy >= require
-
-
-def read_completions(path: str, problems: list[Problem]) -> list[tuple[str, str, Problem]]:
-    """("completions", text, problem) of each row: the problem by its id, its index, or the row's number."""
-    rows, by_id = [], {problem.id: problem for problem in problems}
-    for number, row in enumerate(read_file(Path(path))):
-        try:
-            problem = by_id[str(row["id"])] if "id" in row else problems[int(row.get("index", number))]
-            rows.append(("completions", str(row["completion"]), problem))
-        except (LookupError, TypeError, ValueError):
-            needs = "a completion, and an id or index of a problem of --data"
-            raise UserError(f"{path}, row {number}: needs {needs}") from None
-    return rows
 
 
 def run_data(args, verifier: Verifier) -> None:

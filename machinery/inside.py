@@ -4,10 +4,12 @@ Lines of JSON come in and go out: the program, then one request after the other,
 go out as plain data. `encode` and `decode` are used outside too, for the way of the arguments.
 """
 
-import collections.abc  # noqa: F401  named below
+import builtins
+import collections.abc
 import importlib
 import itertools
 import json
+import operator
 import os
 import re
 import resource
@@ -15,8 +17,11 @@ import sys
 
 # ---- values ------------------------------------------------------------------------------------------------
 
+MOST_ITEMS = 1_000_000  # of a range that goes out by value
 TYPES = [  # by what name in which module, arguments that make such a value again, and what they are for
     ("builtins.tuple", lambda v: [list(v)], tuple),
+    ("collections.Counter", lambda v: [list(map(list, v.items()))], lambda v: collections.Counter(dict(v))),
+    ("collections.OrderedDict", lambda v: [list(map(list, v.items()))], "collections.OrderedDict"),
     ("builtins.dict", lambda v: [list(map(list, v.items()))], dict),
     ("builtins.set", lambda v: [list(v)], set),
     ("builtins.frozenset", lambda v: [list(v)], frozenset),
@@ -53,6 +58,12 @@ def named(path: str):
     return found
 
 
+def ancestors(error: type) -> list[str]:
+    """The names of an exception's class and of those above it."""
+    classes = [kind for kind in error.__mro__ if issubclass(kind, Exception)]
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in classes]
+
+
 def encode(value, number):
     """A value as JSON: of a type that JSON lacks as {type: arguments}; what is not plain as its `number`."""
     if value is None or isinstance(value, (bool, float, str)):
@@ -61,6 +72,12 @@ def encode(value, number):
         return value
     if isinstance(value, list):
         return [encode(item, number) for item in value]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {"namedtuple": [list(value._fields), encode(list(value), number)]}
+    if isinstance(value, range) and value.stop - value.start > MOST_ITEMS * abs(value.step):
+        return {"object": number(value)}  # nobody outside should have to walk through it
+    if isinstance(value, type) and issubclass(value, Exception):
+        return {"exception": [number(value), ancestors(value)]}
     for path, arguments, _ in TYPES:
         kind = named(path)
         if kind is not None and isinstance(value, kind):
@@ -68,20 +85,31 @@ def encode(value, number):
     return {"object": number(value)}
 
 
-def decode(value, make_object):
-    """The inverse of `encode`; `make_object` of a number stands for what is not plain."""
+def decode(value, make_object, make_exception=None):
+    """The inverse of `encode`; `make_object` of a number stands for what is not plain, `make_exception` of a
+    number and `ancestors` for a class of exceptions."""
     if isinstance(value, list):
-        return [decode(item, make_object) for item in value]
+        return [decode(item, make_object, make_exception) for item in value]
     if not isinstance(value, dict):
         return value
     ((path, arguments),) = value.items()
     if path == "object":
         return make_object(arguments)
+    if path == "exception":
+        return make_exception(*arguments)
+    if path == "namedtuple":
+        fields, items = arguments
+        return collections.namedtuple("Row", fields)(*decode(items, make_object, make_exception))
     make = next(make for known, _, make in TYPES if known == path)
     if isinstance(make, str):
         importlib.import_module(make.partition(".")[0])
         make = named(make)
-    return make(*decode(arguments, make_object))
+    return make(*decode(arguments, make_object, make_exception))
+
+
+# What can be called like a function of the program: object 1, 2 .. of a request; the module is object 0.
+FUNCTIONS = ["module", "setattr", "bool", "len", "str", "repr", "int", "float", "abs", "iter", "isinstance"]
+FUNCTIONS += ["neg", "getitem", "setitem", "delitem", "add", "mul", "sub", "truediv", "matmul"]
 
 
 # ---- the program -------------------------------------------------------------------------------------------
@@ -99,25 +127,37 @@ def run(code, name: str):
     return module
 
 
-def answer(code, seconds: int, requests, replies) -> None:
-    """A request is [object, name of an attribute] or [object, arguments, keywords]; object 0 is the module.
+def raised(error: Exception, number) -> dict:
+    """An exception as a reply: classes, arguments (the text, if it makes one of its own) and attributes."""
+    own_text = hasattr(type(error).__str__, "__code__")
+    arguments = [str(error)] if own_text else list(error.args)
+    return {"raised": ancestors(type(error)), "value": encode([arguments, vars(error)], number)}
 
-    The reply is {"value": ..} or {"raised": name of the exception}.
+
+def answer(code, seconds: int, requests, replies) -> None:
+    """A request is [object, name of an attribute] or [object, arguments, keywords]; object 0 is the module,
+    those behind it are FUNCTIONS.
+
+    The reply is {"value": ..}, or {"raised": its classes, "value": [arguments, attributes]}.
     """
+    functions = [getattr(builtins, name, None) or getattr(operator, name) for name in FUNCTIONS[1:]]
     limit(seconds)
-    objects = [run(code, "program")]
+    objects = [run(code, "program"), *functions]
+    numbers = {}  # by the id of an object, which is kept: the same object has the same number
 
     def number(value) -> int:
-        objects.append(value)
-        return len(objects) - 1
+        if id(value) not in numbers:
+            numbers[id(value)] = len(objects)
+            objects.append(value)
+        return numbers[id(value)]
 
     for line in requests:
-        target, what, *keywords = decode(json.loads(line), objects.__getitem__)
+        target, what, *keywords = decode(json.loads(line), objects.__getitem__, lambda n, _: objects[n])
         try:
             result = objects[target](*what, **keywords[0]) if keywords else getattr(objects[target], what)
             reply = {"value": encode(result, number)}
         except Exception as error:
-            reply = {"raised": type(error).__name__}
+            reply = raised(error, number)
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -64,7 +64,11 @@ def work(connection: socket.socket, memory: str, custom: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(float(memory) * 2**30),) * 2)
     requests, replies = connection.makefile("rb"), connection.makefile("w")
 
+    pid = os.getpid()
+
     def reply(why, said: str = "") -> None:
+        if os.getpid() != pid:  # a verifier of one's own has forked, and returned here too
+            os._exit(0)
         print(json.dumps([why, said]), file=replies, flush=True)
 
     def expire(*_) -> None:
@@ -72,7 +76,7 @@ def work(connection: socket.socket, memory: str, custom: str) -> None:
         os._exit(0)
 
     signal.signal(signal.SIGPROF, expire)
-    reply(os.getpid())
+    reply(pid)
     while requests.peek(1):  # nothing: the trainer has ended
         what, *asked = pickle.load(requests)
         try:
@@ -83,6 +87,8 @@ def work(connection: socket.socket, memory: str, custom: str) -> None:
                 reply("right" if same else "wrong")
             elif what == "program":
                 reply(sandbox.judge(*asked))
+            elif what == "constant":
+                reply("right" if sandbox.constant_passes(*asked) else "wrong")
             elif what == "sandbox":
                 reply(sandbox.best_mode())
             else:
@@ -100,8 +106,13 @@ def load_function(name: str):
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise UserError(f"--verifier {name}: {error}; run from the folder that holds {module}.py") from None
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            where = f"run from the folder that holds {module}.py"
+            raise UserError(f"--verifier {name}: {said}; {where}") from None
+        raised = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise UserError(f"--verifier {name}: importing {module} raised {raised}") from None
     if not callable(found):
         missing = f"there is no function {function!r} in {module}"
         raise UserError(f"--verifier {name}: {missing}; write module:function")

@@ -273,6 +273,10 @@ def test_results_are_compared_by_value(program, tests, why, verifier):
 
 RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return 'x'"
 CASE = "import unittest\nclass {}(unittest.TestCase):\n    def setUp(self): self.one = 1\n"
+CASE_OF_TWO = (
+    CASE.format("T") + "    def test_f(self):\n        self.assertEqual(f(1), 2)\n"
+    "    def test_g(self):\n        self.assertEqual(f(2), 3)\n"
+)
 TESTED = {  # tests that `RIGHT` passes and `WRONG` does not
     "pytest": "def test_f():\n    assert f(1) == 2\n",
     "pytest, wrong at the second": "def test_f():\n    assert f(1) != 3\n"
@@ -287,6 +291,17 @@ TESTED = {  # tests that `RIGHT` passes and `WRONG` does not
     "helper": "def same(a, b):\n    assert a == b\nsame(f(1), 2)",
     "raise": "if f(1) != 2:\n    raise ValueError",
     "numpy": "import numpy as np\nnp.testing.assert_allclose(f(1), 2)",
+    "exit": "import sys\nassert f(1) == 2\nsys.exit(0)", "exit without import": "assert f(1) == 2\nexit(0)",
+    "main": CASE.format("T") + "    def test_f(self):\n        self.assertEqual(f(1), 2)\nunittest.main()\n",
+    "main by name": CASE.format("T") + "    def test_f(self):\n        self.assertEqual(f(1), 2)\n"
+        "from unittest import main\nmain()\n",
+    "else": "if f(1) == 2:\n    print('ok')\nelse:\n    raise ValueError",
+    "class of pytest": "class TestF:\n    def setup_method(self): self.one = 1\n"
+        "    def test_f(self):\n        assert f(self.one) == 2\n",
+    "skipped": CASE.format("T") + "    @unittest.skip('later')\n    def test_g(self): assert 0\n"
+        "    def test_f(self):\n        self.assertEqual(f(1), 2)\n",
+    "class skipped": "import unittest\n@unittest.skip('later')\nclass S(unittest.TestCase):\n"
+        "    def test_g(self): assert 0\ndef test_f():\n    assert f(1) == 2\n",
     "result first": "result = [f(i) for i in range(3)]\nassert result == [1, 2, 3]",
 }
 UNTESTED = {  # tests that compare nothing: no program is right
@@ -296,6 +311,9 @@ UNTESTED = {  # tests that compare nothing: no program is right
     "call": "f(1)", "name": "assert callable(f)", "print": "print(f(1) == 2)",
     "loop of none": "for x in []:\n    assert f(x) == 2", "before the result": "assert True\nf(1)",
     "pass": "def test_f():\n    pass",
+    "exit of a failure": "import sys\nassert f(1) == 2\nsys.exit(1)", "exit first": "f(1)\nexit()",
+    "class with arguments": "class TestF:\n    def test_f(self, case): assert f(1) == 2\n",
+    "all skipped": CASE.format("T") + "    def test_f(self): self.skipTest('no')\n",
 }
 
 
@@ -320,7 +338,7 @@ def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
               "try:\n    assert f(1) == 3\nexcept AssertionError:\n    assert 1", "f(1)\nassert True",
               stdio(("1", ""))]
     good = [Problem(f"good/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(f"assert f({i}) == {i + 1}")})
-            for i in range(3)]
+            for i in range(1, 4)]
     bad = [Problem(f"bad/{i}", "Q", RIGHT, "code", meta={"tests": as_tests(tests)})
            for i, tests in enumerate(passed)]
     rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(600)]
@@ -330,6 +348,117 @@ def test_problems_that_a_program_passes_that_does_nothing(verifier, capsys):
     assert all(f"bad/{i} (a program that does nothing passes its tests)" in said for i in range(5))
     with pytest.raises(UserError, match="bad/0"):
         check_golds([*good, *bad], verifier)
+
+
+def test_problems_that_a_constant_passes(verifier, capsys):
+    tests = {"if abs(f(1) - 2) > 1e-6:\n    raise AssertionError": 2, "assert f(1) == 0": 0,
+             "assert all(a == b for a, b in zip(f([2, 1]), [1, 2]))": [1, 2], "assert f(1) == True": True,
+             "assert f(1) is None": None, "assert (f(1) == [1]).all()": "__import__('numpy').array([1])",
+             "assert f(1) == {'x': 1}": {"x": 1}}
+    problems = [Problem(f"{i}", "Q", f"def f(x): return {value}", "code", meta={"tests": as_tests(code)})
+                for i, (code, value) in enumerate(tests.items())]
+    rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(700)]
+    assert check_golds([*problems, *rest], verifier) == [problems[-1], *rest]
+    said = capsys.readouterr().err
+    named = [i for i in range(7) if f" {i} (a program that always returns the same passes its tests)" in said]
+    assert named == [0, 1, 2, 3, 4, 5]
+
+
+SHAPES = """
+import enum, collections, json
+class MyError(ValueError):
+    def __init__(self, code): self.code = code
+    def __str__(self): return f'code {self.code}'
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+class Box:
+    def __init__(self, *items): self.items, self.balance, self.empty = list(items), 0, not items
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+    def __setitem__(self, i, x): self.items[i] = x
+    def __delitem__(self, i): del self.items[i]
+    def __iter__(self): return iter(self.items)
+    def __str__(self): return f'Box{self.items}'
+    def __add__(self, other): return Box(*self.items, *other.items)
+    def __mul__(self, n): return Box(*self.items * n)
+    def __sub__(self, other): return len(self.items) - len(other.items)
+    def double(self): return self.balance * 2
+Point = collections.namedtuple('Point', 'x y')
+def neg(x):
+    if x < 0: raise ValueError('neg')
+def mine(x): raise MyError(x)
+def load(text): return json.loads(text)
+def count(text): return collections.Counter(text)
+def pick(n): return Color(n)
+"""
+
+
+@pytest.mark.parametrize("tests, wrong", [  # and what would be wrong
+    ("b = Box(1, 2)\nassert len(b) == 2", "b = Box(1)\nassert len(b) == 2"),
+    ("b = Box(1, 2)\nassert b[1] == 2 and b[-1] == 2", "assert Box(1)[0] == 2"),
+    ("b = Box(1, 2)\nb[0] = 5\ndel b[1]\nassert list(b) == [5]", "b = Box(1)\nb[0] = 5\nassert b[0] == 1"),
+    ("assert str(Box(1)) == 'Box[1]' and f'{Box(1)}' == 'Box[1]'", "assert str(Box(1)) == 'Box[2]'"),
+    ("assert list(Box(1) + Box(2)) == [1, 2] and list(Box(1) * 2) == [1, 1]",
+     "assert Box(1) + Box(2) == [1, 2]"),
+    ("assert Box(1, 2) - Box(1) == 1", "assert Box(1) - 1 == 0"),
+    ("assert 2 in Box(1, 2) and 3 not in Box(1, 2)", "assert 3 in Box(1, 2)"),
+    ("assert isinstance(Box(1), Box) and not isinstance(pick(1), Box)", "assert isinstance(pick(1), Box)"),
+    ("assert pick(1) == Color.RED and pick(2) is Color.BLUE", "assert pick(1) == Color.BLUE"),
+    ("assert pick(1) != Color.BLUE and pick(1).name == 'RED'", "assert pick(1) != Color.RED"),
+    ("p = Point(1, 2)\nassert p.x == 1 and p == (1, 2)", "assert Point(1, 2).x == 2"),
+    ("try:\n    neg(-1)\nexcept ValueError as e:\n    assert str(e) == 'neg'\nelse:\n    assert 0",
+     "try:\n    neg(-1)\nexcept ValueError as e:\n    assert str(e) == 'pos'"),
+    ("try:\n    mine(3)\nexcept MyError as e:\n    assert str(e) == 'code 3' and e.code == 3\n"
+     "else:\n    assert 0",
+     "try:\n    neg(-1)\nexcept MyError:\n    pass"),
+    ("try:\n    mine(3)\nexcept ValueError:\n    pass\nelse:\n    assert 0",
+     "try:\n    mine(3)\nexcept KeyError:\n    pass"),
+    ("import json\ntry:\n    load('{')\nexcept json.JSONDecodeError as e:\n    assert e.pos == 1\n"
+     "else:\n    assert 0", "import json\ntry:\n    neg(-1)\nexcept json.JSONDecodeError:\n    pass"),
+    ("assert count('aab')['missing'] == 0 and count('aab') == {'a': 2, 'b': 1}",
+     "assert count('a')['a'] == 2"),
+    ("b = Box()\nb.balance = 5\nassert b.double() == 10", "b = Box()\nb.empty = 5\nassert b.double() == 10"),
+    ("assert Box(1) and not Box()", "assert Box()"),
+])
+def test_objects_of_the_program(tests, wrong, verifier):
+    assert whys(verifier, (fenced(SHAPES), tests), (fenced(SHAPES), wrong)) == ["right", "wrong"]
+
+
+@pytest.mark.parametrize("program, tests, why", [
+    ("class Counter:\n    def __init__(self): self.n = 0\n    def inc(self): self.n += 1",
+     "c = Counter()\nc.inc()\nassert c.n == 1", "right"),
+    ("def calendar(x): return x", "assert calendar(3) == 3", "right"),
+    ("def select(x): return x", "assert list(map(select, [3])) == [3]", "right"),
+    ("def sum(a, b): return a - b", "assert sum(3, 2) == 1", "right"),
+    ("def sum(a, b): return a", "assert sum(3, 2) == 1", "wrong"), ("def g(): pass", "assert sum([1]) == 1",
+     "wrong"),
+    ("import math\ndef f(x): return x ** .5", "assert math.isclose(f(4), 2)", "right"),
+    ("def f(x): return x ** .5", "assert math.isclose(f(4), 2)", "right"),
+    # What compares stays Python's.
+    ("def f(x): return 0\ndef all(x): return True", "assert all([f(4) == 2])", "wrong"),
+    ("def f(x): return 0\ndef abs(x): return 0", "assert abs(f(4) - 2) < 1e-6", "wrong"),
+    ("def f(x): return 0\nclass math:\n    isclose = lambda *a: True", "assert math.isclose(f(4), 2)",
+     "wrong"),
+    ("def f(x): return [0]\ndef Counter(x): return 1", "assert Counter(f(4)) == Counter([2])", "wrong"),
+    ("class f:\n    def __init__(self, x): pass\n    def __sub__(self, x): return 0\n    __abs__ = __sub__",
+     "assert abs(f(4) - 2) < 1e-6", "wrong"),
+    ("class f:\n    def __init__(self, x): pass\n    def __lt__(self, x): return True\n"
+     "    __contains__ = __lt__",
+     "assert 3 in f(4)", "wrong"),
+    ("import unittest\ndef f(x):\n    if x > 1: raise unittest.SkipTest\n    return 2",
+     CASE_OF_TWO, "wrong"),
+    ("def f(x): return 0", "assert f", "wrong"), ("def f(x): return 0", "sum\nassert f(1) == 0", "right"),
+    ("def f(x): return range(10 ** 12)", "assert sum(f(1)) == 2", "wrong"),
+])
+def test_whose_names_and_whose_word(program, tests, why, verifier):
+    assert whys(verifier, (fenced(program), tests)) == [why]
+
+
+def test_tests_that_take_long_are_a_timeout(hasty):
+    start = time.monotonic()
+    assert whys(hasty, (fenced("def f(x): return x"), "while f(1) == 1:\n    pass")) == ["timeout"]
+    assert time.monotonic() - start < 6
 
 
 def test_input_and_output_as_lists_and_numbers(verifier):
@@ -399,6 +528,10 @@ F, G = "def f(): return 1", "def g():\n    return 1"
      'def h():\n    """Example:\n    ```\n    h()\n    ```\n    """'),
     (f"```python\r\n{F}\r\n```", F), ("`x` and ```y``` in a line", None),
     ("```cpp\nint f();\n```", "int f();"),
+    (f"Here is the code: ```python\n{F}\n```", F), (f"1. ```py\n   {F}\n   ```", F),
+    (f"The code: ```\n{F}\n```", F), (f"Mark it with ```\n```python\n{F}\n```", F),
+    (f"As ```python\n```python\n{F}\n```", F), ("See ```x``` and: `y`\nend", None),
+    (f"```python\n\ufeff{F}\n```", F), (f"\ufeff```\n{F}\n```", F),
 ])
 def test_the_program_in_a_completion(completion, program):
     blocks = fences.fenced_blocks(completion)
@@ -406,7 +539,7 @@ def test_the_program_in_a_completion(completion, program):
 
 
 @pytest.mark.parametrize("piece", [
-    "`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n",
+    "`", "```\n", "~~~\n", "```python\n", " ```x\n", "```\n`\n", " ", "\n", "a```\n", "a: ```\n", "a ```x\n",
 ])
 def test_fences_are_found_in_linear_time(piece):
     start = time.perf_counter()
@@ -519,6 +652,16 @@ HOSTILE = {
     "lambda": "fib = lambda n: lambda: 0",
     "bool for int": "def fib(n): return n == 1",
     "not callable": "fib = 0",
+    "acts as a number": "class A:\n    def __bool__(self): return True\n"
+        "    __len__ = __int__ = lambda s: 0\n    __float__ = lambda s: 0.0\n"
+        "    __lt__ = __gt__ = __contains__ = __eq__ = lambda s, o: True\n"
+        "    __add__ = __sub__ = lambda s, o: 0\ndef fib(n): return A()",
+    "exceptions with the names of ours": "class E(Exception): pass\nE.__module__ = 'machinery.checks'\n"
+        "E.__qualname__ = 'Stopped'\ndef fib(n): raise E('right')",
+    "exceptions without a name": "class E(Exception): pass\nE.__module__ = None\nE.__qualname__ = ''\n"
+        "def fib(n): raise E(*[E] * 9)",
+    "fields that are code": "class T(tuple): _fields = ('a=print(1)', '*')\ndef fib(n): return T((0, 1))",
+    "every exception": "from unittest import SkipTest\ndef fib(n): raise SkipTest",
     "decimal": "from decimal import Decimal\ndef fib(n): return Decimal(0)",
     "complex": "def fib(n): return complex('nan')",
     "module that is not there": "import no_such_module\ndef fib(n): return 0",

@@ -278,6 +278,9 @@ def test_code_schema(tmp_path):
     exec(problem.answer + problem.meta["tests"]["code"], {})
     with pytest.raises(AssertionError):  # the tests are called, not only defined
         exec("def f(x):\n    return x\n" + problem.meta["tests"]["code"], {})
+    row["test"] += "check(f)\n"
+    (problem,) = load(write(tmp_path / "called.jsonl", [row]))
+    exec(problem.answer + problem.meta["tests"]["code"], {})
 
 
 @pytest.mark.parametrize("suffix", data.FILE_TYPES)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data import Problem, UserError
-from machinery import answers, workers
+from machinery import answers, labelled, workers
 from machinery.fences import fenced_blocks
 from verify import Verifier, check_golds, choice_verdict, countdown_verdict
 
@@ -406,6 +406,31 @@ def test_unknown_module_or_function(own, name, said):
         Verifier(custom=name)
 
 
+@pytest.mark.parametrize("source, said", [
+    ("raise RuntimeError('no key')", r"importing bad raised RuntimeError: no key"),
+    ("def f(:", r"importing bad raised SyntaxError: invalid syntax .*line 1.*"),
+    ("import sys\nsys.exit(3)", "importing bad raised SystemExit: 3"),
+    ("assert 0", "importing bad raised .*"),
+    ("import not_there", "importing bad raised ModuleNotFoundError: No module named 'not_there'"),
+])
+def test_a_module_that_cannot_be_imported_is_one_line(source, said, tmp_path, monkeypatch):
+    (tmp_path / "bad.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match=rf"^--verifier bad:check: {said}$"):
+        Verifier(custom="bad:check")
+
+
+def test_an_own_verifier_that_forks_answers_once(tmp_path, monkeypatch):
+    source = "import os\ndef check(completion, problem):\n    os.fork()\n    return completion == '1'\n"
+    (tmp_path / "own_fork.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with Verifier(1, custom="own_fork:check") as verifier:
+        wanted = ["right", "wrong", "wrong", "right"] * 5
+        assert whys(verifier, [("1" if why == "right" else "0", math("1")) for why in wanted]) == wanted
+
+
 # ---- processes ---------------------------------------------------------------------------------------------
 
 def alive(pid: int) -> bool:
@@ -604,3 +629,54 @@ def test_self_check_of_the_command_line(tmp_path):
     table = [line.split()[:3] for line in done.stdout.splitlines()[1:3]]
     assert table == [["choice", "1", "1"], ["math", "3", "3"]]
     assert done.stdout.endswith("data.jsonl: 4 of 4 reference answers verify against themselves\n")
+
+
+BAD_ROWS = {  # by flag: rows, and the message of each
+    "--cases": [
+        ([], "bad.jsonl has no rows"), ([["a"]], "row 0: needs"),
+        ([{"prediction": "1", "gold": "1", "correct": "false"}], "row 0: needs"),
+        ([{"prediction": "1", "gold": "1", "correct": 1}], "row 0: needs"),
+        ([{"prediction": None, "gold": "1", "correct": True}], "row 0: needs"),
+        ([{"prediction": "1", "gold": 1, "correct": True}], "row 0: needs"),
+        ([{"prediction": "1", "gold": "1", "correct": True, "kind": ["a"]}], "row 0: needs"),
+        ([{"prediction": "1", "domain": "countdown", "correct": True}], "row 0: needs"),
+    ],
+    "--completions": [
+        ([], "bad.jsonl has no rows"), ([["a"]], "row 0: needs"), ([{"completion": None}], "row 0: needs"),
+        *([[{"completion": "1", "index": index}], "row 0: needs"] for index in (-1, 0.9, True, "0", 3, [])),
+    ],
+}
+
+
+@pytest.mark.parametrize("flag", BAD_ROWS)
+def test_rows_that_cannot_be_judged_are_one_line(flag, tmp_path):
+    for rows, said in BAD_ROWS[flag]:
+        (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(UserError, match=said) as error:
+            if flag == "--cases":
+                labelled.read_cases(str(tmp_path / "bad.jsonl"))
+            else:
+                labelled.read_completions(str(tmp_path / "bad.jsonl"), [math("1")])
+        assert "\n" not in str(error.value)
+
+
+def test_rows_with_empty_columns_are_read(tmp_path):
+    """A table has every column in every row."""
+    columns = "prediction completion pieces gold tests domain kind index id"
+    empty = dict.fromkeys(columns.split())
+    rows = [{"prediction": "1", "gold": "1", "correct": True},
+            {"pieces": [["a", 2]], "gold": "1", "correct": False},
+            {"completion": "3-2=1", "domain": "countdown", "numbers": [3, 2], "target": 1, "correct": True}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(empty | row) + "\n" for row in rows))
+    cases = labelled.read_cases(str(tmp_path / "rows.jsonl"))
+    assert [case.completion for case in cases] == ["1", "aa", "3-2=1"]
+    assert {case.kind for case in cases} == {"all"}
+    assert countdown_verdict(cases[2].completion, cases[2].problem).correct
+    (tmp_path / "rows.jsonl").write_text(json.dumps(empty | {"completion": "1"}) + "\n")
+    assert labelled.read_completions(str(tmp_path / "rows.jsonl"), [math("1")])[0][1] == "1"
+
+
+@pytest.mark.parametrize("settings", [{"time_limit": -1}, {"time_limit": float("nan")}, {"memory": 0}])
+def test_limits_are_above_zero(settings):
+    with pytest.raises(UserError, match=r"^--verifier-(seconds|memory) \S+: give a number above 0$"):
+        Verifier(**settings)
