@@ -208,6 +208,8 @@ class Reader:
         else:
             value = self.factor()
             while self.begins_atom(self.peek()) and self.peek() != "(" and self.peek()[1:] not in FUNCTIONS:
+                if self.peek()[0] in ".0123456789":
+                    raise Unreadable("is ln 2 3 the logarithm of 6?")
                 value = value * self.factor()
         self.in_trigonometry = outside
         value = apply(name, value)
@@ -292,9 +294,9 @@ def symbols_in(parts) -> set:
 def points(a, g) -> list[dict]:
     """Values for the symbols of two expressions, the same in every process.
 
-    Four points are positive; those that follow have all signs of up to three symbols, and each size of FACTORS
-    unless that would be slow; the last are whole. What is counted is whole at all points: the n of n!, and in
-    a formula with floors what is called n.
+    Four points are positive; those that follow have all signs of up to three symbols, and each size of
+    FACTORS unless that would be slow; the last are whole. What is counted is whole at all points: the n of
+    n!, and in a formula with floors what is called n.
     """
     symbols = sorted(a.free_symbols | g.free_symbols, key=lambda symbol: symbol.name)
     if not symbols:
