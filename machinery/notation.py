@@ -11,8 +11,8 @@ from functools import lru_cache
 
 # ---- one way of writing ------------------------------------------------------------------------------------
 
-SYMBOLS = dict(zip("−–×·⋅÷±∓≤⩽≥⩾≠∞∪∩∈∅√∛∜°∘ℝ⟨⟩€£¢¥₹‰。，′’⁄≈∖", (
-    r"-|-|\times |\times |\times |/|\pm |\mp |\le |\le |\ge |\ge |\ne |\infty |\cup |\cap |\in |"
+SYMBOLS = dict(zip("−–—‐‑×·⋅÷±∓≤⩽≥⩾≠∞∪∩∈∅√∛∜°∘ℝ⟨⟩€£¢¥₹‰。，′’⁄≈∖", (
+    r"-|-|-|-|-|\times |\times |\times |/|\pm |\mp |\le |\le |\ge |\ge |\ne |\infty |\cup |\cap |\in |"
     r"\emptyset |\surd |\surd[3]|\surd[4]|^\circ |\circ |\mathbb{R}|(|)|\text{euro}|\text{gbp}|\text{cent}|"
     r"\text{yen}|\text{rupee}|\text{permille}|.|,|'|'|/|"
     r"\approx |\setminus ").split("|")))  # fmt: skip
@@ -84,6 +84,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
     (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
+    (r"\\(?:begin|end) *\{(?:aligned|align\*?|gathered)\}", ""),
     (r"\\begin *\{array\} *\{[^{}]*\}", r"\\begin{matrix}"),
     (r"\\end *\{array\}", r"\\end{matrix}"),
     (rf"(?:\{{|^)({INSIDE})\\over(?![a-z])({INSIDE})(?:\}}|$)", r"\\frac{\1}{\2}"),
@@ -107,7 +108,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'"?all real numbers"?', r"\\mathbb{R}"),
     (r'"\(([^"()]*)\)"', r'"\1"'),  # \text{(B)}
     (r'"(\d[\d:., ]*)([A-Za-z][^"\d]*)"', r'\1 "\2"'),  # \text{4:30 p.m.}
-    (r"\\\$", ' "dollar" '),
+    (r"(?<![A-Za-z\\])USD *(?=\d)|\\\$", ' "dollar" '),
     (r"\$", ""),
     (r"\\?%", ' "percent" '),
     (r"\^ *(?:\{ *\\circ *\}|\\circ(?![a-z]))", r"\\degree "),
@@ -213,6 +214,7 @@ NAME = re.compile(rf"""
   | (?:(?![xyz]){LETTER}|{SIDE})(?:[-+:/](?:(?![xyz]){LETTER}|{SIDE}))+ | \\frac\{{[a-w]\}}\{{[a-w]\}}
   | (?P<f>[A-Zfghpqr] | \\(?:{'|'.join(GREEK)}|gcd|lcm|max|min|det|deg|arg) | "[^"]+"){INDEX}(?:\^\{{-1\}})?
     \((?:(?!(?P=f))[^()] | \([^()]*\))*\)
+  | \\det\ ?{SIDE} | E\[[A-Z]{INDEX}\]
   | \|(?:{SIDE}|[abuvwz])\| | m?\\(?:angle|triangle)\ ?{SIDE} | \\overline\{{{SIDE}\}} | \[{SIDE}\]
   | \\(?:sin|cos|tan|cot|sec|csc)(?:\^2)?\ ?(?:[A-Z\d(){{}}\ ] | \\[a-z]+)+
   | \\frac\{{{SIDE}\}}\{{{SIDE}\}} | \\frac\{{d[a-z]\}}\{{d[a-z]\}}
