@@ -29,7 +29,7 @@ from machinery import answers, sandbox
 from machinery.command import run_command
 from machinery.fences import fenced_blocks
 from machinery.labelled import read_cases, read_completions
-from machinery.reading import answer_of
+from machinery.reading import answer_of, choice_of
 from machinery.tasks import COUNTDOWN_MAX
 from machinery.workers import Pool, fork_workers, load_function
 
@@ -70,9 +70,7 @@ def choice_verdict(completion: str, problem: Problem) -> Verdict:
     answer = last_box(completion)
     if answer is None:
         return NO_ANSWER
-    words = re.sub(r"\\[a-z]+|\\ |[${}]", "", answer).strip()
-    letter = re.match(r"\(?([A-Za-z])[).:]*(?:$|(?<=[).:])(?!\s*[A-Za-z]\W*$))", words)  # not "A: B"
-    return RIGHT if letter and letter[1].upper() == problem.answer.strip().upper() else WRONG
+    return RIGHT if choice_of(answer, problem.question) == problem.answer.strip().upper() else WRONG
 
 
 # ---- batches -----------------------------------------------------------------------------------------------

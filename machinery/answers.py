@@ -16,30 +16,10 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from machinery.notation import GREEK, bracketed, cut, measured, normalise, readable, split, units
+from machinery import notation
+from machinery.notation import as_gold, bracketed, cut, measured, normalise, readable, split, units
 
 # ---- how an answer is built --------------------------------------------------------------------------------
-
-# What may stand before "=": x, x_1, "Area", area, (x,y), f(3), P(A), f^{-1}(x), AB, |AB|, |z|, \angle ABC,
-# \overline{AB}, \sin A, \frac{NO}{BO}, A:B, m+n. Not what is to be solved: 2x, -x, x^2, |x|, x(x+1), x+y.
-INDEX = r"(?:_\{[^{}]*\}|_\w)?'*"
-SIDE = rf"(?:[A-Z]{INDEX}\ ?){{1,4}}"
-LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)})(?![a-z]) ?){INDEX}"
-NAME = re.compile(rf"""
-    {LETTER} | "(?!not)[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)?
-  | {SIDE}(?:\^(?:\{{-1\}}|T))? | [fgh]{INDEX}\((?:[^()]|\([^()]*\))*\)
-  | (?:(?![xyz]){LETTER}|{SIDE})(?:[-+:/](?:(?![xyz]){LETTER}|{SIDE}))+ | \\frac\{{[a-w]\}}\{{[a-w]\}}
-  | (?P<f>[A-Zfghpqr] | \\(?:{'|'.join(GREEK)}|gcd|lcm|max|min|det|deg|arg) | "[^"]+"){INDEX}(?:\^\{{-1\}})?
-    \((?:(?!(?P=f))[^()] | \([^()]*\))*\)
-  | \|(?:{SIDE}|[abuvwz])\| | m?\\(?:angle|triangle)\ ?{SIDE} | \\overline\{{{SIDE}\}} | \[{SIDE}\]
-  | \\(?:sin|cos|tan|cot|sec|csc)(?:\^2)?\ ?(?:[A-Z\d(){{}}\ ] | \\[a-z]+)+
-  | \\frac\{{{SIDE}\}}\{{{SIDE}\}} | \\frac\{{d[a-z]\}}\{{d[a-z]\}}
-""", re.VERBOSE)  # fmt: skip
-UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequality may be about
-MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
-REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
-BASE = re.compile(r'(-?)"?([0-9A-Z]+(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
-
 
 @lru_cache(4096)
 def shape(s: str) -> tuple[str, list[str]]:
@@ -61,7 +41,7 @@ def shape(s: str) -> tuple[str, list[str]]:
         lower = re.sub(r"\\([pm])[pm] ?", lambda m: "+" if m[1] == "m" else "-", s)
         return _list([upper, lower])
     match = re.fullmatch(r"(.+?)\\(in|ne)(?![a-z])(.+)", s)
-    if match and UNKNOWN.fullmatch(match[1]):
+    if match and notation.UNKNOWN.fullmatch(match[1]):
         value = match[3].strip()
         return "named", [match[1], value if match[2] == "in" else rf"\mathbb{{R}}\setminus\{{{value}\}}"]
     for kind, build in (("equal", _equation), ("order", _inequality)):
@@ -71,23 +51,34 @@ def shape(s: str) -> tuple[str, list[str]]:
     if around := bracketed(s):
         opening, inside, closing = around
         items = split(inside, "item")
-        if MATRIX.fullmatch(opening) and closing == opening.replace("begin", "end"):
+        if notation.MATRIX.fullmatch(opening) and closing == opening.replace("begin", "end"):
             return "matrix", split(inside, "row")
         if opening == "\\{" and inside:
-            return "group", [re.split("[:|]", inside, maxsplit=1)[-1]]  # {x | x > 2}
+            return _set(inside)
         if len(items) > 1 and opening in "([":
             return opening + closing, items
         if opening + closing in ("()", "{}") or inside.startswith("\\begin"):
             return "group", [inside]
-    if match := REALS.fullmatch(s):
+    if match := notation.REALS.fullmatch(s):
         return _line_without(split(match["without"] or "", "item"))
     if measured(s)[1]:
         return "group", [measured(s)[0]]
-    match = BASE.fullmatch(s)
+    match = notation.BASE.fullmatch(s)
     if match and re.search(r"\d", match[2]):
         return "base", [match[1] + re.sub(r"^0+(?=\w)", "", match[2]), match[3] or match[4]]
     parts, colons = cut(s, "colon")
     return ("ratio", parts) if colons and all(parts) else ("value", [s])
+
+
+def _set(inside: str) -> tuple[str, list[str]]:
+    """{1, 2} and {x | x > 2} as what is in them; {x in Z | x > 2}, {2x | x > 2}, {{1}} as they are."""
+    if match := notation.BUILDER.fullmatch(inside):
+        kind, parts = shape(match["condition"])
+        items = [shape(part) for part in parts] if kind == "list" else [(kind, parts)]
+        if all(kind == "named" and parts[0] == match["name"] for kind, parts in items):
+            return "group", [match["condition"]]
+    own = ":" in inside or inside.count("|") % 2 or re.match(r"\\(?:emptyset|begin|\{)", inside)
+    return ("set" if own else "group"), [inside]
 
 
 def _list(parts: list[str]) -> tuple[str, list[str]]:
@@ -108,10 +99,10 @@ def _list(parts: list[str]) -> tuple[str, list[str]]:
 def _equation(sides: list[str], signs: list[str]) -> tuple[str, list[str]]:
     r"""A named value (x=5, x=10/2=5), a value (10/2=5, 2\pi\approx6.28), or what is still to be solved."""
     values, links, name = list(sides), list(signs), ""
-    while len(values) > 1 and NAME.fullmatch(values[0]):
+    while len(values) > 1 and notation.NAME.fullmatch(values[0]):
         name = name or values[0]
         del values[0], links[0]
-    if not name and len(values) > 1 and NAME.fullmatch(values[-1]):
+    if not name and len(values) > 1 and notation.NAME.fullmatch(values[-1]):
         name = values.pop()
         links.pop()
     for (left, right), link in zip(pairwise(values), links):
@@ -142,7 +133,7 @@ def _inequality(sides: list[str], signs: list[str]) -> tuple[str, list[str]]:
     """The interval that an inequality of one name says; of all else the sides, smaller ones first."""
     if all(sign in (">", r"\ge") for sign in signs):
         sides, signs = sides[::-1], [{">": "<"}.get(sign, r"\le") for sign in signs[::-1]]
-    unknown = [i for i, side in enumerate(sides) if UNKNOWN.fullmatch(side)]
+    unknown = [i for i, side in enumerate(sides) if notation.UNKNOWN.fullmatch(side)]
     at = 1 if len(sides) == 3 else next(iter(unknown), None)
     if at not in unknown or len(sides) > 3 or {">", r"\ge"} & set(signs):
         return " ".join(["order", *signs]), sides
@@ -182,10 +173,13 @@ def same(a: str, g: str, meta: dict) -> bool:
     """Whether a normalised answer is the same as a normalised gold."""
     if re.sub(r"(?<!\d) | (?!\d)", "", a) == re.sub(r"(?<!\d) | (?!\d)", "", g):
         return a != ""
+    g = as_gold(g)
     unit, gold_unit = measured(a)[1], measured(g)[1]
     if units(unit) and units(gold_unit) and units(unit) != units(gold_unit):
         return False
     (kind, parts), (gold_kind, gold_parts) = shape(a), shape(g)
+    if {"am", "pm"} & {*units(unit), *units(gold_unit)} and ":" in a + g and "named" not in (kind, gold_kind):
+        return measured(a)[0].lstrip("0") == measured(g)[0].lstrip("0")  # 3:15 p.m. is no ratio
     if kind == "group" or gold_kind == "group":
         if unit + gold_unit and '"' not in unit + gold_unit and _same_value(a, g, meta):
             return True  # 2 m may be twice m
@@ -199,7 +193,7 @@ def same(a: str, g: str, meta: dict) -> bool:
         return same(parts[1] if kind == "named" else a, gold_parts[1] if gold_kind == "named" else g, meta)
     if {kind, gold_kind} == {"ratio", "value"}:  # 3:4 is three quarters
         a, g = (_quotient(one) if len(one) == 2 else one[0] for one in (parts, gold_parts))
-        return _same_value(a, g, meta)
+        return {len(parts), len(gold_parts)} == {1, 2} and _same_value(a, g, meta)
     if kind != gold_kind or kind == "nothing" or len(parts) != len(gold_parts) or not parts:
         return False
     if kind == "value":
@@ -307,7 +301,10 @@ def plain(gold: str) -> str | None:
 
 
 def _plain(s: str) -> str | None:
+    s = as_gold(s)
     kind, parts = shape(s)
+    if kind == "set":
+        return s
     if kind in ("group", "named"):
         return _plain(parts[-1])
     if kind in ("value", "base"):
@@ -335,6 +332,6 @@ def _plain_value(s: str) -> str | None:
         return " ".join(words) if phrase and not sentence else None
     value = formula.read(s)
     if value is None:
-        return s if s in NAMED_SETS or NAME.fullmatch(s) else None
+        return s if s in NAMED_SETS or notation.NAME.fullmatch(s) else None
     written = formula.write(value)
     return written if len(written) <= 300 else s

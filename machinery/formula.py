@@ -10,11 +10,14 @@ with. What may be meant in two ways, or would keep sympy busy for long, is not r
 
 import random
 import re
+import sys
 from functools import lru_cache
 
 import sympy
 
 from machinery.notation import GREEK
+
+sys.set_int_max_str_digits(0)  # a reference answer may be 2999! or 2^{20000}, in the trainer's process too
 
 TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|\.(?=\\overline)|\\[a-zA-Z]+|[A-Za-z]'*|[-+/^_!(){}\[\]|])")
 TRIGONOMETRY = ("sin", "cos", "tan", "cot", "sec", "csc")
@@ -205,12 +208,24 @@ class Reader:
         else:
             value = self.factor()
             while self.begins_atom(self.peek()) and self.peek() != "(" and self.peek()[1:] not in FUNCTIONS:
+                if self.peek()[0] in ".0123456789":
+                    raise Unreadable("is ln 2 3 the logarithm of 6?")
                 value = value * self.factor()
         self.in_trigonometry = outside
-        value = getattr(sympy, INVERSES.get(name, name))(value)
+        value = apply(name, value)
         if base is not None:
             value = quotient(value, sympy.log(base))
         return value if exponent is None else power(value, exponent)
+
+
+def apply(name: str, value):
+    """A function of a value, by those of which sympy knows how exact its digits are."""
+    if name in ("tan", "cot", "sec", "csc"):
+        tops = {"tan": sympy.sin, "cot": sympy.cos}
+        bottom = sympy.cos if name in ("tan", "sec") else sympy.sin
+        return quotient(tops[name](value) if name in tops else 1, bottom(value))
+    applied = getattr(sympy, INVERSES.get(name, name))(value)
+    return applied.rewrite(sympy.exp) if name in ("sinh", "cosh", "tanh") else applied
 
 
 def small(value):
@@ -266,16 +281,50 @@ def write(expression) -> str:
 
 # ---- equality ----------------------------------------------------------------------------------------------
 
-def points(symbols) -> list[dict]:
-    """Values for the symbols, by name: small, negative, large and whole ones, the same in every process."""
-    def value(name: str, turn: int):
-        rng = random.Random(f"{name} {turn}")
-        fraction = sympy.Rational(rng.randint(100, 3000), rng.randint(900, 1100))
-        if turn < 8:
-            return fraction * (1, 1, 1, -1, -1, 11, 17, 29)[turn]
-        return sympy.Integer(rng.randint(2, 9))
+FACTORS = (1, 11, 400, 29, 1500, 10**6, 2, 97)
+STEPS, COUNTS = (sympy.floor, sympy.ceiling), (sympy.factorial, sympy.binomial)
+STEEP = (sympy.Pow, sympy.exp, sympy.asin, sympy.acos)  # of large values it is slow to tell digits
+WHOLE_NAMES = "ijkmnN"
 
-    return [{symbol: value(symbol.name, turn) for symbol in symbols} for turn in range(10 if symbols else 1)]
+
+def symbols_in(parts) -> set:
+    return {symbol for part in parts for symbol in part.free_symbols}
+
+
+def points(a, g) -> list[dict]:
+    """Values for the symbols of two expressions, the same in every process.
+
+    Four points are positive; those that follow have all signs of up to three symbols, and each size of
+    FACTORS unless that would be slow; the last are whole. What is counted is whole at all points: the n of
+    n!, and in a formula with floors what is called n.
+    """
+    symbols = sorted(a.free_symbols | g.free_symbols, key=lambda symbol: symbol.name)
+    if not symbols:
+        return [{}]
+    exponents = [part.args[-1] for part in a.atoms(*STEEP) | g.atoms(*STEEP)]
+    steps, steep = a.has(*STEPS) or g.has(*STEPS), bool(symbols_in(exponents))
+    counted = symbols_in(a.atoms(*COUNTS) | g.atoms(*COUNTS))
+    named = {symbol for symbol in symbols if steps and symbol.name[0] in WHOLE_NAMES}
+
+    def value(index: int, turn: int):
+        symbol = symbols[index]
+        rng = random.Random(f"{symbol.name} {turn}")
+        if turn >= 20 or symbol in counted | named:
+            whole = turn if len(symbols) == 1 else rng.randint(2, 40)
+            hundreds = turn >= 30 and not steep and symbol not in counted
+            return sympy.Integer(whole * 50 if hundreds else whole)
+        fraction = sympy.Rational(rng.randint(100, 3000), rng.randint(900, 1100))
+        if turn < 4:
+            return fraction
+        negative = (turn - 4) >> index & 1 if index < 3 else rng.random() < 0.5
+        factor = min(FACTORS[(turn - 4) // 2], 5) if steep else FACTORS[(turn - 4) // 2]
+        return -fraction * factor if negative else fraction * factor
+
+    if steps or counted:
+        turns = 41
+    else:
+        turns = 12 if steep else 22
+    return [{symbol: value(index, turn) for index, symbol in enumerate(symbols)} for turn in range(turns)]
 
 
 def is_zero(number) -> bool:
@@ -292,12 +341,12 @@ def is_zero(number) -> bool:
 
 
 def equal(a, g) -> bool:
-    """Whether two expressions are equal at ten points; at three of them at least both must be defined."""
+    """Whether two expressions are equal at all `points`; at three of them at least both must be defined."""
     if a.free_symbols != g.free_symbols:
         return False
     agreed = 0
     try:
-        for point in points(a.free_symbols):
+        for point in points(a, g):
             x, y = a.subs(point), g.subs(point)
             if is_zero(x - y):
                 agreed += 1
@@ -314,7 +363,7 @@ def proportional(a, g, positive: bool) -> bool:
         return False
     if not positive:
         a, g = (sympy.fraction(sympy.together(side))[0] for side in (a, g))
-    first = points(a.free_symbols)[0]
+    first = points(a, g)[0]
     if is_zero(a.subs(first)) or is_zero(g.subs(first)):
         return False
     factor = a.subs(first) / g.subs(first)

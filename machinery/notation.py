@@ -11,9 +11,10 @@ from functools import lru_cache
 
 # ---- one way of writing ------------------------------------------------------------------------------------
 
-SYMBOLS = dict(zip("−–×·⋅÷±∓≤⩽≥⩾≠∞∪∩∈∅√∛∜°∘ℝ⟨⟩€£。，′’⁄≈∖", (
-    r"-|-|\times |\times |\times |/|\pm |\mp |\le |\le |\ge |\ge |\ne |\infty |\cup |\cap |\in |"
-    r"\emptyset |\surd |\surd[3]|\surd[4]|^\circ |\circ |\mathbb{R}|(|)|\text{euro}|\text{gbp}|.|,|'|'|/|"
+SYMBOLS = dict(zip("−–—‐‑×·⋅÷±∓≤⩽≥⩾≠∞∪∩∈∅√∛∜°∘ℝ⟨⟩€£¢¥₹‰。，′’⁄≈∖", (
+    r"-|-|-|-|-|\times |\times |\times |/|\pm |\mp |\le |\le |\ge |\ge |\ne |\infty |\cup |\cap |\in |"
+    r"\emptyset |\surd |\surd[3]|\surd[4]|^\circ |\circ |\mathbb{R}|(|)|\text{euro}|\text{gbp}|\text{cent}|"
+    r"\text{yen}|\text{rupee}|\text{permille}|.|,|'|'|/|"
     r"\approx |\setminus ").split("|")))  # fmt: skip
 SYNONYMS = dict(pair.split(":") for pair in (
     r"cdot:\times ast:\times leq:\le leqslant:\le geq:\ge geqslant:\ge neq:\ne lt:< gt:> div:/ "
@@ -83,6 +84,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
     (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
+    (r"\\(?:begin|end) *\{(?:aligned|align\*?|gathered)\}", ""),
     (r"\\begin *\{array\} *\{[^{}]*\}", r"\\begin{matrix}"),
     (r"\\end *\{array\}", r"\\end{matrix}"),
     (rf"(?:\{{|^)({INSIDE})\\over(?![a-z])({INSIDE})(?:\}}|$)", r"\\frac{\1}{\2}"),
@@ -106,7 +108,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'"?all real numbers"?', r"\\mathbb{R}"),
     (r'"\(([^"()]*)\)"', r'"\1"'),  # \text{(B)}
     (r'"(\d[\d:., ]*)([A-Za-z][^"\d]*)"', r'\1 "\2"'),  # \text{4:30 p.m.}
-    (r"\\\$", ' "dollar" '),
+    (r"(?<![A-Za-z\\])USD *(?=\d)|\\\$", ' "dollar" '),
     (r"\$", ""),
     (r"\\?%", ' "percent" '),
     (r"\^ *(?:\{ *\\circ *\}|\\circ(?![a-z]))", r"\\degree "),
@@ -199,6 +201,31 @@ def readable(s: str) -> bool:
     return depth == 0 and deepest <= 40 and len(s) <= 2000
 
 
+# ---- names -------------------------------------------------------------------------------------------------
+
+# What may stand before "=": x, x_1, "Area", area, (x,y), f(3), P(A), f^{-1}(x), AB, |AB|, |z|, \angle ABC,
+# \overline{AB}, \sin A, \frac{NO}{BO}, A:B, m+n. Not what is to be solved: 2x, -x, x^2, |x|, x(x+1), x+y.
+INDEX = r"(?:_\{[^{}]*\}|_\w)?'*"
+SIDE = rf"(?:[A-Z]{INDEX}\ ?){{1,4}}"
+LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(GREEK)})(?![a-z]) ?){INDEX}"
+NAME = re.compile(rf"""
+    {LETTER} | "(?!not)[^"]+" | [A-Za-z][a-z]{{3,}} | \(?{LETTER}(?:,{LETTER})+\)?
+  | {SIDE}(?:\^(?:\{{-1\}}|T))? | [fgh]{INDEX}\((?:[^()]|\([^()]*\))*\)
+  | (?:(?![xyz]){LETTER}|{SIDE})(?:[-+:/](?:(?![xyz]){LETTER}|{SIDE}))+ | \\frac\{{[a-w]\}}\{{[a-w]\}}
+  | (?P<f>[A-Zfghpqr] | \\(?:{'|'.join(GREEK)}|gcd|lcm|max|min|det|deg|arg) | "[^"]+"){INDEX}(?:\^\{{-1\}})?
+    \((?:(?!(?P=f))[^()] | \([^()]*\))*\)
+  | \\det\ ?{SIDE} | E\[[A-Z]{INDEX}\]
+  | \|(?:{SIDE}|[abuvwz])\| | m?\\(?:angle|triangle)\ ?{SIDE} | \\overline\{{{SIDE}\}} | \[{SIDE}\]
+  | \\(?:sin|cos|tan|cot|sec|csc)(?:\^2)?\ ?(?:[A-Z\d(){{}}\ ] | \\[a-z]+)+
+  | \\frac\{{{SIDE}\}}\{{{SIDE}\}} | \\frac\{{d[a-z]\}}\{{d[a-z]\}}
+""", re.VERBOSE)  # fmt: skip
+UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequality may be about
+MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
+REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
+BUILDER = re.compile(rf"(?P<name>{LETTER})(?: ?\\in ?\\mathbb\{{R\}})? ?[:|](?P<condition>.+)")
+BASE = re.compile(r'(-?)"?([0-9A-Z]+(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
+
+
 # ---- units -------------------------------------------------------------------------------------------------
 
 UNITS = {alias: words.split()[0] for words in (
@@ -207,9 +234,13 @@ UNITS = {alias: words.split()[0] for words in (
     "lb pound", "oz ounce", "ml milliliter", "l liter litre", "gal gallon", "s sec second", "min minute",
     "hr hour h", "day", "week", "month", "yr year", "am", "pm", "cent", "dollar usd", "euro", "gbp",
     "percent percentage", "degree deg", "rad radian", "c celsius", "f fahrenheit", "k kelvin", "n newton",
-    "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit",
+    "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit", "dm decimeter decimetre", "ms millisecond",
+    "nm nanometer nanometre", "hm hectometer hectometre", "um micrometer micrometre micron", "yen", "rupee",
+    "yuan", "peso", "permille", "ppm", "ppb", "basis", "ton tonne", "quart", "pint", "cup", "decade",
 ) for alias in words.split()}  # fmt: skip
-KNOWN = "|".join(sorted((unit for unit in UNITS if len(unit) > 1), key=len, reverse=True)) + "|mph|kph"
+QUOTED = {"dm", "ms", "nm", "hm", "um"}  # nm without quotes may be n times m
+WRITTEN = [unit for unit in UNITS if len(unit) > 1 and unit not in QUOTED] + ["mph", "kph"]
+KNOWN = "|".join(sorted(WRITTEN, key=len, reverse=True))
 UNIT = re.compile(rf"""
     (?:\ ?(?:/|\\times\ ?)?
        (?: "[^"]*" | \\degree\ ?
@@ -222,10 +253,15 @@ UNIT = re.compile(rf"""
 # Words behind a number that make it another one, or none for certain.
 NO_UNIT = re.compile(
     r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
-    r"|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|squared"
-    r"|cubed|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|dozens?|score|pairs?|negative"
-    r"|approximately|about)|[abcdefi-knopqrtu-z])\b|[〇零一二三四五六七八九十百千万亿半两或和负]"
+    r"|half|halves|thirds?|quarters?|squared|\w*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie"
+    r"|hundred|thousand|illion)ths?|cubed|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|tens"
+    r"|lakhs?|crores?|[bm]n|gross|dozens?|score|pairs?|negative|doubled|\w+pled|halved|pi|sqrt|log|ln"
+    r"|approx\w*|about|nearly|roughly|almost|around|circa|wrong\w*|incorrect\w*|false|untrue|invalid|never"
+    r"|\w+n't)|[abcdefi-knopqrtu-zBM])\b|(?:/|\bper\b)[ \"]*(?i:one|two|three|four|five|six|seven|eight|nine"
+    r"|ten|eleven|twelve)\b|[〇零一二三四五六七八九十百千万亿億萬兆半两或和负]"
 )
+PARTS = re.compile(r'(?<![\\A-Za-z])[A-Za-z]{2,}"? ?\d')  # a number with a unit before the last one
+POWERS = re.compile(r"\^\{?-?\d|(?<![A-Za-z])(?:[cmk]?m|ft|in|s)[234]\b")  # \text{cm^2}, \text{m2}
 
 
 def measured(s: str) -> tuple[str, str]:
@@ -236,10 +272,28 @@ def measured(s: str) -> tuple[str, str]:
     if unit is None or NO_UNIT.search(unit[0].replace(".", "")) or not s[: unit.start()].strip(" -"):
         return s, ""
     body = s[: unit.start()].strip()
+    if re.search(r"\d", POWERS.sub("", unit[0])) or PARTS.search(body):
+        return s, ""  # 3 R2, 3 feet 2 inches
     angle = "degree" in unit[0] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", s)
     if angle or not ('"' in unit[0] or re.search(r"[\d)}]$|\\pi$", body)):  # "no solution" has no unit
         return s, ""
     return body, unit[0]
+
+
+@lru_cache(4096)
+def as_gold(s: str) -> str:
+    r"""A gold with a last factor of 1 where the letters behind it are factors too, and no unit: 2abcd, V/R K.
+
+    In an answer they may be a unit: so is all that people write behind a number.
+    """
+    unit = measured(s)[1]
+    words = re.findall("[A-Za-z]+", re.sub(r'"[^"]*"', "", unit))
+    for word in words:
+        known = len(word) > 2 and re.fullmatch(rf"(?:{KNOWN})s?|per", word)
+        phrase = len(word) > 3 and f" {word}" in s and list(word) != sorted(word)
+        if known or phrase or word in ("cm", "mm", "km", "kg", "ft", "lb", "oz", "yd", "hr", "AM", "PM"):
+            return s
+    return s if '"' in unit or "degree" in unit or not words else rf"{s}\times 1"
 
 
 def units(unit: str) -> Counter:

@@ -290,6 +290,13 @@ def _content(content) -> str:
 
 # ---- solutions ---------------------------------------------------------------------------------
 
+# \boxed{..}, \boxed 7, \boxed\frac12; what else a brace may belong to.
+BOX = re.compile(r"""
+    \\(?:boxed|fbox)\s*(?: (\{) | ( [^\s$;{}\\]+
+      | \\(?:[dt]?frac|sqrt|text[a-z]*|math[a-z]*)(?:\{(?:[^{}]|\{[^{}]{0,200}\}){0,200}\}|\d){1,2} ))
+  | \\. | [{}]""", re.DOTALL | re.VERBOSE)
+
+
 def last_box(text: str) -> str | None:
     r"""Content of the last closed \boxed{...} or `\boxed 7` in the last 200 kB, with boxes in it opened.
 
@@ -298,7 +305,7 @@ def last_box(text: str) -> str | None:
     """
     text = text[-200_000:]
     boxes, open_braces = [], []  # (macro, argument, its end, macro's end); (macro, argument) or None
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s$;{}\\]+))|\\.|[{}]", text, re.DOTALL):
+    for match in BOX.finditer(text):
         if bare := match[2]:
             end = match.end() - (len(bare) - len(bare.rstrip(".,:")))  # a full stop, not a decimal point
             boxes.append((match.start(), match.start(2), end, end))
@@ -327,6 +334,27 @@ def program_of(prompt: str, body: str) -> str:
     indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
     head, signature, docstring = prompt.rpartition("\ndef ")
     return head + signature + re.sub(r"\n[ \t]*(?=\S)", f"\n{indent}", docstring) + body
+
+
+CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+(.*))?", re.DOTALL)
+# Behind the letter: another one (the article of "A base" is none, nor the I of "I only"), or a denial.
+OTHER_CHOICE = re.compile(r"""^\W*[A-Za-z]\W*$ | (?<![\w'])(?:[B-HJ](?![\w'-])|A(?![\w'-]|\ [a-z]))
+  | ^\W*(?:is|are)\ (?:wrong|in\w+|false|not)\b""", re.VERBOSE)  # fmt: skip
+
+
+def choice_of(answer: str, question: str) -> str:
+    r"""The capital letter that an answer chooses; "" where it chooses none, or more than one.
+
+    >>> choice_of(r"\textbf{(B)}", ""), choice_of("B: Paris", ""), choice_of("(A), (B)", "")
+    ('B', 'B', '')
+    """
+    answer = re.sub(r"^([A-Za-z])\s*\\(?:text|quad|,|;)", r"\1: ", answer)  # A \text{ Paris}
+    match = CHOICE.fullmatch(re.sub(r"\\[a-z]+|\\ |[*${}]", "", answer).strip())
+    if match is None:
+        return ""
+    letter, text = match[1].upper(), (match[2] or "").strip()
+    its_option = f"{letter}. {text}" in question.split("\n")  # "both A and B" may be an option
+    return "" if OTHER_CHOICE.search(text) and not its_option else letter
 
 
 def solution_hint(question: str, solution: str, answer: str) -> str | None:

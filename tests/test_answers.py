@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 import time
 import unicodedata
 from fractions import Fraction
@@ -15,7 +14,6 @@ from machinery import formula
 from machinery.answers import math_equal, plain, shape
 from machinery.notation import measured, normalise, units
 
-sys.set_int_max_str_digits(0)  # as in a worker
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
 

@@ -82,9 +82,15 @@ def test_countdown(numbers, target, completion, why):
     ("A", "wrong"), ("AB", "wrong"), ("A, B", "wrong"), ("", "wrong"), ("2", "wrong"), ("A: B", "wrong"),
     ("Both", "wrong"), ("B or C", "wrong"), ("B, C", "wrong"), ("Bx = 42", "wrong"), ("B: C", "wrong"),
     ("A. B is wrong", "wrong"),
+    ("B: Both A and C", "right"), ("B: Both A and D", "wrong"),
+    (r"B \text{ Paris}", "right"), ("[B]", "right"), ("**B**", "right"), ("**(B)** Paris", "right"),
+    ("B. A base pair", "right"), ("B: I only", "right"), ("(B) B-cells", "right"), (r"B\quad 7", "right"),
+    ("(B), (C), (D)", "wrong"), ("(B) or (C)", "wrong"), ("(B)(C)", "wrong"), ("B. C. D.", "wrong"),
+    ("(B) is wrong, (C)", "wrong"), ("(B) is wrong", "wrong"), ("B: no, C", "wrong"), ("B. c", "wrong"),
+    (r"B \text{ or } C", "wrong"), (r"\text{(B)} \text{ and } \text{(A)}", "wrong"), ("[B] [A]", "wrong"),
 ])
 def test_choice(box, why):
-    problem = Problem("p", "Q", "B", "choice")
+    problem = Problem("p", "Q\n\nA. A base\nB. Both A and C", "B", "choice")
     assert choice_verdict(f"B \\boxed{{{box}}} B", problem).why == why
     assert choice_verdict(box, problem).why == "no answer"
 
