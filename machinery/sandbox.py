@@ -136,13 +136,7 @@ class Program(AbstractContextManager):
         try:
             reply = json.loads(self.process.stdout.readline(2**22))
             value = inside.decode(reply.get("value"), self.remote, self.exception)
-            error = None
-            if "raised" in reply:
-                arguments, attributes = value
-                known = self.exception(None, reply["raised"])
-                error = known.__new__(known, *arguments)
-                error.args = tuple(arguments)
-                vars(error).update(attributes)
+            error = self.error(reply["raised"], *value) if "raised" in reply else None
         except Exception:  # not what `answer` writes
             raise self.killed() from None
         if error and request[0] == 0:
@@ -157,6 +151,14 @@ class Program(AbstractContextManager):
     def remote(self, number: int) -> Remote:
         """The same one for the same object: so that `is`, `==` of an enum's members, and `in` work."""
         return self.remotes.setdefault(number, Remote(self, number))
+
+    def error(self, names: list[str], arguments: list, attributes: dict) -> Exception:
+        """What the program has raised, without __init__, which may want other arguments."""
+        kind = self.exception(None, names)
+        error = kind.__new__(kind, *arguments)
+        error.args = tuple(arguments)
+        vars(error).update(attributes)
+        return error
 
     def exception(self, number: int | None, names: list[str]) -> type:
         """The class of exceptions of the first of these names, which are of its ancestors: Python's, if it
