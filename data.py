@@ -364,8 +364,7 @@ def chat_text(tokenizer, messages: list[dict], name: str) -> str:
     for given in (messages, in_parts):
         try:
             text = tokenizer.apply_chat_template(
-                given,
-                tokenize=False, add_generation_prompt=True,
+                given, tokenize=False, add_generation_prompt=True,
                 enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
                 date_string=TODAY.strftime("%d %b %Y"),  # Llama 3
                 strftime_now=TODAY.strftime,  # gpt-oss and others
