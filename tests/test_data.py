@@ -446,7 +446,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
     ({"messages": CHAT[:1], "answer": "1"}, "a chat without a user's message"),
     ({"messages": [*CHAT, {"role": "observation", "content": "x"}], "answer": "1"}, "the role 'observation'"),
     ({"messages": [*CHAT, {"role": "user", "content": None}], "answer": "1"}, "a message without text"),
-    ({"prompt": "def f():", "entry_point": "f", "test": 7}, "AttributeError"),
+    ({"prompt": "def f():", "entry_point": "f", "test": 7}, "TypeError"),
     ({"prompt": 7, "entry_point": "f", "test": "x", "canonical_solution": None}, "no answer"),
     ({"question": "Q", "choices": "['a', 'b']", "answer": "A"}, "choices that are no list"),
     ({"problem": "Q", "options": {"A": "a", "B": "b"}, "answer": 1}, "choices that are no list"),
