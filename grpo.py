@@ -60,7 +60,7 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
-    entropy_coef: float = 0.0  # of the entropy bonus
+    entropy_coef: float = 0.0  # of the entropy bonus: H_it, the entropy of pi(. | x, y_i<t)
     beta: float = 0.0  # KL to the initial model; 0 drops the reference model
     filter_rounds: int = 0  # DAPO: drop groups of equal rewards and draw more prompts, at most so many times
     tis_cap: float = 0.0  # weigh tokens by min(pi_old / pi_engine, cap); 0: off, 2 is usual

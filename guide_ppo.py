@@ -77,7 +77,7 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     gae_lambda: float = 1.0  # 1: reward-to-go minus value, 0: one-step differences
     whiten: bool = True  # advantages of a batch to mean 0 and standard deviation 1
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
-    entropy_coef: float = 0.0  # of the entropy bonus
+    entropy_coef: float = 0.0  # of the entropy bonus: H_it, the entropy of pi(. | x, y_i<t)
     beta: float = 0.0  # KL to the initial model, in the reward; 0 drops the reference model
     guide_threshold: float = 0.0  # a prompt is failed if at most this share of its samples is right
     guided_group: Literal["union", "replace"] = "union"  # failed rows stay beside guided ones, or go
