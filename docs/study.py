@@ -1,11 +1,13 @@
-"""The study on Countdown: every algorithm, several seeds, tables and curves.
+"""The study: every method on both embedded tasks, several seeds each, controls at equal budget.
 
-    python docs/study.py        # trains what is missing under runs/study, writes docs/results.md and .png
-    python docs/study.py --seeds 1 --only grpo guide-grpo
+    python docs/study.py                 # trains what is missing; a stopped study goes on where it was
+    python docs/study.py --only sea --jobs 14
 
-A finished run is not trained again, so an interrupted study goes on where it stopped, and the tables can be
-made again in seconds; after a change of a script, delete runs/study. A part of the study is printed, not
-written. Two runs share the machine, one thread each.
+Each method leaves one small file, docs/study/TASK/METHOD.json: its command, and of every seed how many of
+the samples of each held-out problem are right. `python docs/tables.py` makes docs/results.md of them.
+A seed is trained again where the file has another command. One thread a run, --jobs runs at a time.
+
+Evaluations are independent: the base's samples have seeds from 1000 on, a trained model's the seed 1.
 """
 
 import json
@@ -17,248 +19,232 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import matplotlib
-import numpy as np
+from threading import Lock
 
 HOME = Path(__file__).resolve().parent.parent
-STUDY = HOME / "runs/study"
 sys.path.insert(0, str(HOME))
-from machinery.compare import SPLIT_K, against_itself, counts, decompose, pass_at_k, read_result
+from machinery import tasks
+from machinery.compare import read_result
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+RUNS = HOME / "runs/study"  # what training leaves; may be deleted when the study is done
+PIECES = range(1000, 1016)  # seeds of the base's evaluations, which add up to n = 16 x 64 = 1024
+KEPT = """step eval/pass@1 eval/pass@8 rollout/reward rollout/entropy guide/failed guide/reward guide/share
+          guide/ratio guide/low_ratio guide/gamma train/rows train/updates""".split()
 
-RUNS = {  # slug: name, script, and the args that differ from its defaults
-    "grpo": ("GRPO", "grpo.py"),
-    "guide-grpo": ("Guide-GRPO", "guide_grpo.py"),
-    "guide-grpo-replace": ("Guide-GRPO, replace", "guide_grpo.py", "--guided-group", "replace"),
-    "ppo": ("PPO", "ppo.py"),
-    "guide-ppo": ("Guide-PPO", "guide_ppo.py"),
-    "psr": ("PSR", "nsr.py", "--reinforce", "psr", "--lr", "1e-4"),
-    "nsr": ("NSR", "nsr.py", "--reinforce", "nsr"),
-    "w-reinforce": ("W-REINFORCE", "nsr.py"),
+# Of a run: one optimizer step a rollout batch of 32 x 8, whatever the method. n samples a problem in the end.
+POOLS = {
+    "sea": "--data sea --steps 140 --eval-n 64 --eval-problems 400",
+    "sea-v1": "--data sea:v1 --steps 140 --eval-n 64 --eval-problems 400",
+    "sea-v3": "--data sea:v3 --steps 140 --eval-n 64 --eval-problems 400",
+    "countdown": "--data countdown --steps 200 --eval-n 256 --eval-problems 256",
 }
-PAIRS = [("Guide-GRPO", "GRPO"), ("Guide-GRPO, replace", "GRPO"), ("Guide-GRPO", "Guide-GRPO, replace"),
-         ("Guide-PPO", "PPO"), ("GRPO", "base"), ("PPO", "base"),
-         ("PSR", "base"), ("NSR", "base"), ("W-REINFORCE", "base"), ("W-REINFORCE", "NSR")]
-PANELS = [("GRPO", "Guide-GRPO", "PPO", "Guide-PPO"), ("GRPO", "PSR", "NSR", "W-REINFORCE")]
-N = 256
-KS = [2**i for i in range(9)]
-BASE = ["evaluate.py", "--model", "assets/countdown", "--data", "countdown", "--limit", "256", "--n", str(N),
-        "--temperature", "1", "--top-p", "1", "--max-tokens", "16", "--out", str(STUDY / "base.json")]
-# Shapes: S seeds, P problems, K values of k.
+EVALUATED = {  # the same held-out problems and sampling
+    "sea": "--data sea --limit 400 --max-tokens 24",
+    "sea-v1": "--data sea:v1 --limit 400 --max-tokens 24",
+    "sea-v3": "--data sea:v3 --limit 400 --max-tokens 24",
+    "countdown": "--data countdown --limit 256 --max-tokens 16",
+}
+
+GROUPED = {
+    "grpo": "grpo.py",
+    "guide": "guide_grpo.py",
+    "control": "guide_grpo.py --guide-with nothing",
+}
+CORE = {
+    **GROUPED,
+    "replace": "guide_grpo.py --guided-group replace",
+    "ppo": "ppo.py",
+    "guide-ppo": "guide_ppo.py",
+    "control-ppo": "guide_ppo.py --guide-with nothing",
+    "psr": "nsr.py --reinforce psr --mini-batches 1 --lr 1e-4",
+    "nsr": "nsr.py --reinforce nsr --mini-batches 1 --lr 1e-4",
+    "w-reinforce": "nsr.py --mini-batches 1 --lr 1e-4",
+}
+FAMILY = {name: CORE[name] for name in ("psr", "nsr", "w-reinforce")}
+LAMBDAS = {f"lambda-{lam}": f"nsr.py --lam {lam} --mini-batches 1 --lr 1e-4" for lam in (0.03, 0.3, 1)}
+SLOW = {  # the search for settings in which NSR is level with GRPO: a third of the learning rate
+    "grpo-3e-5": "grpo.py --lr 3e-5",
+    "psr-3e-5": "nsr.py --reinforce psr --mini-batches 1 --lr 3e-5",
+    "nsr-3e-5": "nsr.py --reinforce nsr --mini-batches 1 --lr 3e-5",
+    "w-reinforce-3e-5": "nsr.py --mini-batches 1 --lr 3e-5",
+}
+UPDATES = {  # the authors' number of updates a rollout batch, at our learning rate for it
+    "grpo-4x": "grpo.py --mini-batches 4 --lr 3e-5",
+    "psr-4x": "nsr.py --reinforce psr",
+    "nsr-4x": "nsr.py --reinforce nsr",
+    "w-reinforce-4x": "nsr.py",
+}
+RATIOS = {
+    "ratio-none": "guide_grpo.py --guide-ratio none",
+    "ratio-sequence": "guide_grpo.py --guide-ratio sequence",
+    "ratio-clip": "guide_grpo.py --guide-ratio clip",
+    "ratio-naive": "guide_grpo.py --guide-ratio naive",
+    "gamma-0.1": "guide_grpo.py --guide-gamma 0.1",
+    "threshold-0.25": "guide_grpo.py --guide-threshold 0.25",
+    "threshold-0.25-control": "guide_grpo.py --guide-threshold 0.25 --guide-with nothing",
+    "threshold-0.25-replace": "guide_grpo.py --guide-threshold 0.25 --guided-group replace",
+}
+HINTS = {
+    "hints-wrong": "guide_grpo.py --data runs/study/wrong.jsonl",
+    "hints-empty": "guide_grpo.py --data runs/study/empty.jsonl",
+}
+PLAN = [  # task, methods, seeds each; in every round of seeds the first ones go first
+    ("sea", CORE, 5), ("countdown", CORE, 5),
+    ("sea-v1", {**GROUPED, **FAMILY}, 5), ("sea-v3", GROUPED, 5),
+    ("sea", {**RATIOS, **HINTS}, 3), ("countdown", {**LAMBDAS, **SLOW, **UPDATES}, 3),
+    ("sea-v1", {**LAMBDAS, **SLOW}, 3), ("countdown", {"ratio-none": RATIOS["ratio-none"],
+                                                      "ratio-naive": RATIOS["ratio-naive"]}, 3),
+]
+
+
+# ---- the data of two ablations -----------------------------------------------------------------------------
+
+def write_hints() -> None:
+    """Copies of sea's training problems: with hints that lie, odd words as on land, and that say nothing."""
+    common = {"gets": "-", "wins": "-", "loses": "+", "spends": "+", "times": "+", "copies": "-"}
+    lies_at_sea, lies_on_land = common | tasks.LAND_ODD, common | tasks.SEA_ODD
+    for name in ("wrong", "empty"):
+        lines = []
+        for row in tasks.sea("train"):
+            row = {key: row[key] for key in ("id", "question", "answer", "hint", "meta")}
+            meta = row.pop("meta")
+            if name == "empty":
+                row["hint"] = "Count every step."
+            else:
+                told = {hint.split()[0] for hint in row["hint"].split(", ")}
+                wrong = lies_at_sea if meta["at_sea"] else lies_on_land
+                row["hint"] = tasks.sea_hint({word: wrong[word] for word in meta["words"] if word in told})
+            lines.append(json.dumps(row))
+        (RUNS / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 # ---- the runs ----------------------------------------------------------------------------------------------
 
-def call(log: Path, *command) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command_of(task: str, method: str, options: str) -> str:
+    """The command of a method, without its seed."""
+    if method in ("base", "hinted"):
+        return f"{options} --model assets/{task.partition('-')[0]} {EVALUATED[task]}"
+    pool = POOLS[task]
+    if "--data" in options:  # own hints
+        pool = pool.replace("--data", "--model assets/sea --max-response 24 --template plain --eval-data")
+    return f"{options} {pool} --eval-every 20 --save-every 0"
+
+
+def call(log: Path, command: list[str]) -> None:
+    """Raises CalledProcessError if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # so small: on the CPU
     with open(log, "w") as file:
         output = {"stdout": file, "stderr": file}
         subprocess.run([sys.executable, *command], cwd=HOME, env=environment, check=True, **output)
 
 
-def train(slug: str, seed: int) -> Path:
-    run = STUDY / f"{slug}-s{seed}"
-    if not (run / "eval_trained.json").exists():
-        if (run / "args.json").exists():
-            where = ["--resume", str(run)]
+class Study:
+    """The files of the results, which grow by a seed at a time."""
+
+    def __init__(self, out: Path):
+        self.out, self.lock = out, Lock()
+
+    def has(self, task: str, method: str, seed: int, command: str) -> bool:
+        path = self.out / task / f"{method}.json"
+        if not path.exists():
+            return False
+        known = json.loads(path.read_text())
+        return known["command"] == command and str(seed) in known["seeds"]
+
+    def add(self, task: str, method: str, seed: int, command: str, result: dict, metrics: list[dict]) -> None:
+        ids = [row["id"] for row in result["problems"]]
+        record = {"n": result["sampling"]["n"], "c": [row["c"] for row in result["problems"]]}
+        if metrics:
+            # A step's evaluation comes before its update: of "step" 21, after 20 updates.
+            every = [m for m in metrics if "eval/pass@1" in m or m is metrics[-1]]
+            for key in KEPT:
+                if any(key in m for m in every):
+                    record[key] = [m.get(key) for m in every]
+            record |= {"sampled": 0, "updates": 0}
+            for m in metrics:
+                record["sampled"] += sum(int(m[key]) for key in m if key.startswith("verify/"))
+                record["updates"] += int(m["train/updates"])
+        with self.lock:
+            path = self.out / task / f"{method}.json"
+            known = json.loads(path.read_text()) if path.exists() else {}
+            if known.get("command") != command:
+                known = {"command": command, "seeds": {}}
+            known["versions"] = {"machine": platform.machine(), **result["versions"]}
+            seeds = known["seeds"] | {str(seed): record}
+            known["seeds"] = {key: seeds[key] for key in sorted(seeds, key=int)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            problems = self.out / task / "problems.json"
+            if not problems.exists():
+                problems.write_text(json.dumps(ids, indent=0))
+            assert json.loads(problems.read_text()) == ids, f"{command}: other problems than in {problems}"
+            path.write_text(compact(known))
+
+    def make(self, task: str, method: str, options: str, seed: int) -> None:
+        """Trains or evaluates one seed of a method, unless it is there."""
+        command = command_of(task, method, options)
+        folder = RUNS / f"{task}-{method}-s{seed}"
+        needed = (method, seed) == ("base", PIECES[0]) and not (folder / "result.json").exists()
+        if self.has(task, method, seed, command) and not needed:  # runs start with that one
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if method in ("base", "hinted"):
+            result = folder / "result.json"
+            call(folder / "log", [*command.split(), "--seed", str(seed), "--out", str(result)])
+            self.add(task, method, seed, command, read_result(result), [])
         else:
-            run.mkdir(exist_ok=True)
-            shutil.copy(STUDY / "base.json", run / "eval_base.json")  # the same for every run: measured once
-            where = ["--run-dir", str(run), "--seed", str(seed), "--eval-n", str(N), "--eval-every", "0"]
-        call(STUDY / f"{slug}-s{seed}.log", *RUNS[slug][1:], *where)
-        assert (run / "eval_trained.json").exists(), f"{run} was stopped: start the study again to go on"
-        print("trained", run.relative_to(HOME), flush=True)
-    return run
+            # What a run would start with, which all runs share.
+            shutil.copy(RUNS / f"{task}-base-s{PIECES[0]}/result.json", folder / "eval_base.json")
+            call(folder / "log", [*command.split(), "--seed", str(seed), "--run-dir", str(folder)])
+            metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            self.add(task, method, seed, command, read_result(folder / "eval_trained.json"), metrics)
+        print(f"{task} {method} seed {seed}", flush=True)
 
 
-# ---- statistics --------------------------------------------------------------------------------------------
-
-def per_problem(results: list[dict]) -> np.ndarray:
-    """pass@k of every seed, problem and k in KS: [S, P, K]."""
-    return np.array([[pass_at_k(*counts(result), k) for k in KS] for result in results]).swapaxes(1, 2)
-
-
-def band(values_SPK: np.ndarray, n_boot: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over seeds and problems with its 95 % bootstrap band over both: (mean, low, high), [K] each."""
-    S, P, _ = values_SPK.shape
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(n_boot):
-        seeds, problems = rng.integers(S, size=S), rng.integers(P, size=P)
-        means.append(values_SPK[seeds][:, problems].mean((0, 1)))
-    return values_SPK.mean((0, 1)), *np.percentile(means, [2.5, 97.5], axis=0)
-
-
-def metrics_mean(run: Path, key: str) -> float:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return float(np.mean([json.loads(line)[key] for line in lines]))
-
-
-# ---- tables and curves -------------------------------------------------------------------------------------
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def spread(values) -> str:
-    """Mean over the seeds with the lowest and highest of them."""
-    return f"{np.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
-
-def pass_table(curves: dict[str, np.ndarray]) -> str:
-    rows = []
-    for name, values_SPK in curves.items():
-        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in zip(*band(values_SPK))]
-        rows.append([name, *cells])
-    return table(["", *(f"pass@{k}" for k in KS)], rows)
-
-
-def difference_table(curves: dict[str, np.ndarray]) -> str:
-    rows = []
-    for a, b in PAIRS:
-        if a in curves and b in curves:
-            change_SPK = curves[a] - curves[b]  # of the same problems, and of runs of the same seed
-            signs_KS = np.sign(change_SPK.mean(1)).T
-            row = [f"{a} - {b}"]
-            for mean, low, high, signs in zip(*band(change_SPK), signs_KS):
-                star = "*" if len(set(signs)) == 1 else ""
-                row.append(f"{mean:+.3f}{star} [{low:+.3f}, {high:+.3f}]")
-            rows.append(row)
-    return table(["", *(f"pass@{k}" for k in KS)], rows)
-
-
-def split_table(base: dict, splits: dict[str, list[dict]]) -> str:
-    parts = ("change", "progress", "self_distillation", "capability_gain", "regression")
-    itself = against_itself(base, SPLIT_K)
-    rows = [["base against itself", *(f"{itself[part][0]:.3f}" for part in parts)]]
-    for name, of_seeds in splits.items():
-        row = [name]
-        for part in parts:
-            row.append(spread([split[part][0] for split in of_seeds]))
-        rows.append(row)
-    head = ["", "change of pass@1", "progress", "self-distillation", "capability gain", "regression"]
-    return table(head, rows)
-
-
-def gain_table(base: dict, results: dict[str, list[dict]]) -> str:
-    """The capability gain for every k: none of the base's k samples is right."""
-    floors = [against_itself(base, k) for k in KS]
-    row = ["base against itself"]
-    for floor in floors:
-        row.append(f"{floor['capability_gain'][0]:.3f}" if "capability_gain" in floor else "not known")
-    rows = [row]
-    for name, of_seeds in results.items():
-        row = [name]
-        for k in KS:
-            row.append(spread([decompose(base, result, k)["capability_gain"][0] for result in of_seeds]))
-        rows.append(row)
-    return table(["", *(f"k = {k}" for k in KS)], rows)
-
-
-def picture(curves: dict[str, np.ndarray], path: Path) -> None:
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(11, 4), sharey=True)
-    for axis, names in zip(axes, PANELS):
-        for name in ("base", *names):
-            if name in curves:
-                mean, low, high = band(curves[name])
-                style = {"marker": "o", "markersize": 3, "color": "0.5" if name == "base" else None}
-                (line,) = axis.plot(KS, mean, label=name, **style)
-                axis.fill_between(KS, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-        axis.set_xscale("log", base=2)
-        axis.set(xlabel="k", ylabel="pass@k")
-        axis.legend(loc="lower right")
-    fig.suptitle("Countdown, held-out problems, plain prompts")
-    fig.tight_layout()
-    fig.savefig(path, dpi=150)
-
-
-PAGE = """# Results on Countdown
-
-Made by `python docs/study.py`: {seeds} seeds a method, all args at their defaults except as listed below.
-{problems} held-out problems, plain prompts, {N} samples each at temperature 1.
-{machine} CPU, one thread a run; {versions}.
-
-{commands}
-
-GRPO and PPO make one update of lr 1e-4 a step; NSR, W-REINFORCE (3e-5) and PSR (1e-4) as many as their
-kept rows fill, at most four.
-Failed prompts are sampled again; rollouts with a hint for each one without, mean over the steps: {extra}.
-
-![pass@k](results.png)
-
-## pass@k
-
-Mean over the seeds [95 % band: bootstrap over problems and seeds].
-
-{passes}
-
-## Differences
-
-Paired over problems and seeds, with the same kind of band; * all seeds have that sign. {seeds} seeds say
-little about the spread between seeds, so the bands are too narrow for that part, and {comparisons}
-comparisons are shown: read the clear ones.
-
-{differences}
-
-## Where the change of pass@1 comes from
-
-Mean over the seeds (lowest-highest), in expectation over one sample before and one after. Progress: wrong
-before, right after. It is self-distillation if the base has a right one among {SPLIT_K} samples, capability
-gain if it has none. Regression: right before, wrong after. A second evaluation of the base itself would show
-the first row: it is luck.
-
-{claim}
-
-The capability gain by the number of the base's samples among which none is right:
-
-{gains}
-"""
+def compact(record: dict) -> str:
+    """JSON with a line for each list of numbers, not one for each number."""
+    lines = []
+    for seed, values in record["seeds"].items():
+        inner = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+        lines.append(f" {json.dumps(seed)}: {{\n{inner}}}")
+    head = {key: value for key, value in record.items() if key != "seeds"}
+    return json.dumps(head, indent=1)[:-2] + ',\n "seeds": {\n' + ",\n".join(lines) + "}}\n"
 
 
 @dataclass
 class Args:
-    seeds: int = 3  # runs a method
-    only: tuple[Literal[*RUNS], ...] = tuple(RUNS)
+    only: str = ""  # tasks or task/method, with commas between; empty: all
     jobs: int = 2  # runs at the same time
+    seeds: int = 5  # at most, a method
+    out: str = "docs/study"  # folder of the results
 
 
 def main(args: Args) -> None:
-    STUDY.mkdir(parents=True, exist_ok=True)
-    if not (STUDY / "base.json").exists():
-        call(STUDY / "base.log", *BASE)
-    waiting = {}
-    with ThreadPoolExecutor(args.jobs) as pool:  # the first seed of every method first
-        for seed in range(args.seeds):
-            for slug in args.only:
-                waiting[slug, seed] = pool.submit(train, slug, seed)
-    base = read_result(STUDY / "base.json")
-    curves, splits, trained, extra = {"base": per_problem([base])}, {}, {}, []
-    for slug in args.only:
-        name = RUNS[slug][0]
-        runs = [waiting[slug, seed].result() for seed in range(args.seeds)]
-        results = [read_result(run / "eval_trained.json") for run in runs]
-        curves[name] = per_problem(results)
-        splits[name] = [decompose(base, result) for result in results]
-        trained[name] = results
-        if slug.startswith("guide"):
-            extra.append(f"{name} {np.mean([metrics_mean(run, 'guide/failed') for run in runs]):.2f}")
-    tables = {"passes": pass_table(curves), "differences": difference_table(curves),
-              "claim": split_table(base, splits), "gains": gain_table(base, trained)}
-    print("\n\n".join(tables.values()))
-    if set(args.only) != set(RUNS) or args.seeds < 3:
-        return
-    commands = [f"- {name}: `python {' '.join(command)}`" for name, *command in RUNS.values()]
-    page = PAGE.format(
-        seeds=args.seeds, problems=len(base["problems"]), N=N, SPLIT_K=SPLIT_K, machine=platform.machine(),
-        versions=", ".join(f"{key} {value}" for key, value in base["versions"].items()),
-        commands="\n".join(commands), extra=", ".join(extra), comparisons=len(PAIRS) * len(KS), **tables,
-    )
-    (HOME / "docs/results.md").write_text(page)
-    picture(curves, HOME / "docs/results.png")
+    RUNS.mkdir(parents=True, exist_ok=True)
+    write_hints()
+    study = Study(HOME / args.out)
+    sampled = "evaluate.py --n 64 --temperature 1 --top-p 1"
+    wanted = set(args.only.split(",")) - {""}
+    first, jobs = [], []
+    for task in POOLS:
+        first.append((task, "base", sampled, PIECES[0]))
+    for seed in range(args.seeds):
+        for task, methods, seeds in PLAN:
+            for method, options in methods.items():
+                if seed < seeds and (not wanted or wanted & {task, f"{task}/{method}"}):
+                    jobs.append((task, method, options, seed))
+        if seed == 0:
+            for task in POOLS:
+                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
+                jobs += [(task, "hinted", f"{sampled} --hinted", piece + 1000) for piece in PIECES[:4]]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: study.make(*job), first))
+        waiting = [pool.submit(study.make, *job) for job in jobs]
+    failed = [made for made in waiting if made.exception()]
+    for made in failed:
+        print(f"failed: {made.exception()!r}")
+    if failed:
+        sys.exit("a run's own words are in its folder under runs/study; start the study again to go on")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""What the documentation says is what the committed results of the study say."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import study
+import tables
+
+from machinery.compare import against_itself, decompose
+
+KEPT = sorted(path for path in tables.STUDY.glob("*/*.json") if path.stem != "problems")
+
+
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_the_tables_are_those_of_the_results(page):
+    text = (ROOT / page).read_text()
+    assert text.count("<!-- end -->") >= 2
+    assert tables.filled(text) == text, "python docs/tables.py makes them again"
+
+
+def test_every_block_of_a_page_is_known():
+    text = "".join((ROOT / page).read_text() for page in tables.PAGES)
+    for name in tables.BLOCKS:
+        assert f"<!-- {name} -->" in text
+
+
+def test_results_are_of_the_commands_that_the_study_runs():
+    options = {}
+    for task, methods, _ in study.PLAN:
+        for method, command in methods.items():
+            options[task, method] = study.command_of(task, method, command)
+    assert KEPT
+    for path in KEPT:
+        known = json.loads(path.read_text())
+        if path.stem not in ("base", "hinted"):
+            assert known["command"] == options[path.parent.name, path.stem]
+        for seed in known["seeds"].values():
+            assert len(seed["c"]) == len(tables.problems(path.parent.name))
+            assert 0 <= min(seed["c"]) and max(seed["c"]) <= seed["n"]
+
+
+def test_no_seed_of_the_base_is_one_of_a_trained_model():
+    for path in KEPT:
+        seeds = set(map(int, json.loads(path.read_text())["seeds"]))
+        assert (min(seeds) >= 1000) == (path.stem in ("base", "hinted"))
+
+
+def test_the_split_is_that_of_evaluate():
+    base, grpo = tables.method("sea", "base"), tables.method("sea", "grpo")
+    n0, c0_1P = base.counts
+    n1, c1_SP = grpo.counts
+    results = []
+    for n, c_P in ((n0, c0_1P[0]), (n1, c1_SP[0])):
+        results.append({"problems": [{"id": str(i), "n": n, "c": int(c)} for i, c in enumerate(c_P)]})
+    theirs, itself = decompose(*results, k=16), against_itself(results[0], 16)
+    ours, floor = tables.split("sea", "grpo", 16), tables.split("sea", "base", 16)
+    for part in ours:
+        assert ours[part][0].mean() == pytest.approx(theirs[part.replace("-", "_").replace(" ", "_")][0])
+        assert floor[part].mean() == pytest.approx(itself[part.replace("-", "_").replace(" ", "_")][0])
+
+
+def test_a_band_covers_seeds_and_problems():
+    """Of values = seed effect + problem effect, with 40 seeds and 200 problems, about as wide as theory says."""
+    rng = np.random.default_rng(0)
+    values_SP = rng.normal(0, 0.2, (40, 1)) + rng.normal(0, 1.0, (1, 200))
+    mean, low, high = tables.mean_band(values_SP, "some")
+    assert mean == pytest.approx(values_SP.mean())
+    width = 2 * 1.96 * np.sqrt(0.2**2 / 40 + 1.0 / 200)
+    assert 0.85 * width < high - low < 1.15 * width
+
+
+@pytest.mark.parametrize(("wanted", "low", "high", "verdict"), [
+    ("above", 0.01, 0.2, "holds here"), ("above", -0.01, 0.2, "not decided"),
+    ("above", -0.2, -0.01, "does not hold here"), ("below", -0.2, -0.01, "holds here"),
+    ("below", -0.2, 0.01, "not decided"), ("below", 0.01, 0.2, "does not hold here"),
+    ("level", -0.019, 0.019, "holds here"), ("level", -0.03, 0.0, "not decided"),
+    ("level", 0.021, 0.03, "does not hold here"),
+])
+def test_verdicts(wanted, low, high, verdict):
+    assert tables.judge(wanted, low, high) == verdict
