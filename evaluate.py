@@ -269,8 +269,8 @@ class Args:
 def check_args(args: Args) -> None:
     """Raises UserError for what would fail, or would be without effect, before anything is loaded."""
     check_ranges(args, greedy=True)
-    if args.compare is not None and (args.model or args.out):
-        raise UserError("--compare reads result files: leave --model and --out out")
+    if args.compare is not None and (args.model or args.out or args.step is not None):
+        raise UserError("--compare reads result files: leave --model, --step and --out out")
     if args.compare is not None and len(args.compare) < 2:
         raise UserError("--compare takes two result files or more: the base's first")
     if not args.compare and not (args.model and args.out):
@@ -284,13 +284,13 @@ def check_args(args: Args) -> None:
     for option, name in (("--out", args.out), ("--plot", args.plot)):
         if name:
             check_writable(option, Path(name))
+    find_weights(args.model, args.step)
 
 
 def load_sampler(args: Args, device: str) -> tuple[Sampler, str]:
     """The sampler of --model and, of a training run, --step; the path that its weights are from."""
-    path, checkpoint = args.model, None
-    if args.step is not None or is_run(args.model):
-        path, checkpoint = find_weights(args.model, args.step)
+    path, checkpoint = find_weights(args.model, args.step)
+    if path != args.model:
         print(f"{args.model}: the weights are those of {checkpoint or path}")
     sampler = Sampler(path, args.sampler, device, gpu_memory=args.gpu_memory,
                       tensor_parallel=args.tensor_parallel, use="trained" if checkpoint else "sampled from")

@@ -39,10 +39,12 @@ def find_weights(run: str, step: int | None) -> tuple[str, Path | None]:
     """A model's folder or hub id, and the checkpoint whose weights take the place of its own, if one does.
 
     Step 0 is the model that the run began with. None is final/ or, while the run is not finished, the newest
-    checkpoint. Raises UserError if there is no such step, or `run` is not the folder of a run.
+    checkpoint; of what is no run it is the model itself. Raises UserError if there is no such step.
     """
     folder, final = Path(run), Path(run) / "final"
     if not is_run(run):
+        if step is None:
+            return run, None
         raise UserError(f"--step {step}: --model {run} is not the folder of a training run (no args.json)")
     base = json.loads((folder / "args.json").read_text())["model"]
     if step == 0:
