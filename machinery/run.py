@@ -92,9 +92,9 @@ class RunArgs(MachineArgs, TaskArgs):
 
 AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens eval_problems
                     eval_n keep tensor_parallel workers""".split())
-AT_LEAST_0 = set("""step steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
+AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
                     critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
-                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches""".split())
+                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches step""".split())
 ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}
 FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
 SHARES = {"gpu_memory", "top_p"}

@@ -12,8 +12,9 @@ from machinery.names import is_file, names_of
 
 
 def is_run(model: str) -> bool:
-    """Whether this is the folder of a training run, and not of a model."""
-    return (Path(model) / "args.json").is_file()
+    """Whether this is the folder of a training run; others write an args.json beside a model's config."""
+    folder = Path(model)
+    return bool(model) and (folder / "args.json").is_file() and not (folder / "config.json").exists()
 
 
 def held_out_name(train: str, given: str) -> str:
@@ -25,13 +26,18 @@ def measured_with(run: str) -> tuple[dict, dict, dict]:
     """Options of evaluate.py under which it does what the run's own evaluations did.
 
     Three parts: which problems, in what prompts, how they are sampled. `data` is "" if the run held none out.
+    Raises UserError for a run of an earlier version, whose args were others.
     """
     saved = json.loads((Path(run) / "args.json").read_text())
-    problems = {"data": held_out_name(saved["data"], saved["eval_data"]), "split": saved["eval_split"],
-                "limit": saved["eval_problems"], "verifier": saved["verifier"]}
-    prompts = {"template": pick_template(saved["template"], saved["data"])}
-    sampling = {"n": saved["eval_n"], "temperature": saved["eval_temperature"], "top_p": 1.0,
-                "max_prompt": saved["max_prompt"], "max_tokens": saved["max_response"]}
+    try:
+        problems = {"data": held_out_name(saved["data"], saved["eval_data"]), "split": saved["eval_split"],
+                    "limit": saved["eval_problems"], "verifier": saved["verifier"]}
+        prompts = {"template": pick_template(saved["template"], saved["data"])}
+        sampling = {"n": saved["eval_n"], "temperature": saved["eval_temperature"], "top_p": 1.0,
+                    "max_prompt": saved["max_prompt"], "max_tokens": saved["max_response"]}
+    except KeyError as error:
+        raise UserError(f"--model {run}: its args.json has no {error}, it is of another version of "
+                        f"CleanRLVR: evaluate {run}/final") from None
     return problems, prompts, sampling
 
 
@@ -66,20 +72,23 @@ def find_weights(run: str, step: int | None) -> tuple[str, Path | None]:
     return str(final) if final.exists() else base, of_step[step]
 
 
-def saved_weights(checkpoint: Path, model: torch.nn.Module):
-    """(name, tensor) of each parameter of `model`, as the policy had it; on the CPU, one at a time.
+def saved_weights(checkpoint: Path, model: torch.nn.Module, at_once: int = 32):
+    """(name, tensor) of each parameter of `model`, as the policy had it; on the CPU, `at_once` at a time.
 
     Any number of ranks may have written the checkpoint; each that calls this reads whole tensors. Raises
     UserError if they cannot be read.
     """
-    for name, _ in model.named_parameters():
-        key = f"policy.backbone.{name}"
+    names = [name for name, _ in model.named_parameters()]
+    for start in range(0, len(names), at_once):
+        tensors = {f"policy.backbone.{name}": None for name in names[start : start + at_once]}
         try:
-            saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata[key]
-            tensor = torch.empty(saved.size, dtype=saved.properties.dtype)
-            dcp.load({key: tensor}, checkpoint_id=checkpoint, no_dist=True)
+            saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+            for key in tensors:
+                tensors[key] = torch.empty(saved[key].size, dtype=saved[key].properties.dtype)
+            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
         except (OSError, KeyError, RuntimeError, EOFError, dcp.api.CheckpointException) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"{checkpoint} cannot be read ({type(error).__name__}: {said}): it is damaged, "
                             "or a run at work has just removed it (--keep)") from error
-        yield name, tensor
+        for key, tensor in tensors.items():
+            yield key.removeprefix("policy.backbone."), tensor

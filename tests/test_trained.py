@@ -97,6 +97,17 @@ def test_what_cannot_be_had_is_one_line(run, tmp_path):
         list(saved_weights(run / "checkpoint/step-000009", torch.nn.Linear(1, 1)))
 
 
+def test_not_every_args_json_is_a_runs(tmp_path, monkeypatch):
+    (tmp_path / "args.json").write_text('{"model": "m"}')
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", f"--model={tmp_path}"])
+    with pytest.raises(UserError, match=r"its args\.json has no 'data', it is of another version of Cle"):
+        read_args()
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("", None) == ("", None)  # of --compare, in the folder of a run
+    (tmp_path / "config.json").touch()  # other trainers write one beside the model
+    assert read_args().model == str(tmp_path) and find_weights(str(tmp_path), None) == (str(tmp_path), None)
+
+
 @pytest.mark.parametrize("options, expected", [
     ([], ("countdown", "countdown", 8, 4, 1.0, 1.0, 16)),
     (["--n", "2", "--template", "plain"], ("countdown", "plain", 8, 2, 1.0, 1.0, 16)),
