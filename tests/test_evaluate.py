@@ -272,7 +272,7 @@ class FixedSampler:
 # ---- with and without the hint -----------------------------------------------------------------------------
 
 class Helped(FixedSampler):
-    """Says 1 in one of two samples, with a hint in all."""
+    """Says A in its first sample, with a hint in all."""
 
     def __init__(self, stop_at=math.inf):
         super().__init__(math.inf)
@@ -285,7 +285,7 @@ class Helped(FixedSampler):
         self.calls.append((hinted, stream))
         groups = []
         for helped in hinted:
-            said = ["\\boxed{1}"] + ["\\boxed{1}" if helped else "\\boxed{2}"] * (n - 1)
+            said = ["\\boxed{A}"] + ["\\boxed{A}" if helped else "\\boxed{B}"] * (n - 1)
             groups.append([Sample([1], [0.0], True, text) for text in said])
         return groups
 
@@ -293,8 +293,8 @@ class Helped(FixedSampler):
 @pytest.fixture
 def hints(tmp_path, monkeypatch):
     """The args of an evaluation of five problems, of which three have a hint."""
-    rows = [{"id": str(i), "question": "?", "answer": "1", **({"hint": "one"} if i % 2 == 0 else {})}
-            for i in range(5)]
+    row = {"question": "?", "answer": "A", "domain": "choice", "meta": {}}  # which takes no process to judge
+    rows = [{**row, "id": str(i), **({"hint": "the first"} if i % 2 == 0 else {})} for i in range(5)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("evaluate.check_sampler", lambda _: None)
     return {"model": MODEL, "data": f"{tmp_path}/rows.jsonl", "template": "plain", "n": 4,
@@ -344,7 +344,7 @@ def test_a_stopped_effect_goes_on_with_what_is_left(hints, tmp_path, monkeypatch
 
 def test_no_hint_at_all_is_one_line(hints, tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: Helped())
-    (tmp_path / "rows.jsonl").write_text('{"question": "?", "answer": "1"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"question": "?", "answer": "A", "domain": "choice", "meta": {}}\n')
     for way in ({"hinted": True}, {"hint_effect": True}):
         with pytest.raises(UserError, match=r"no problem of .*rows.jsonl has a hint that fits"):
             main(Args(**hints, **way))
