@@ -12,20 +12,19 @@ import math
 import re
 import string
 import sys
-import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import jinja2
 import numpy as np
 
 from machinery import reading, tasks
 from machinery.command import UserError, run_command
-from machinery.reading import FILE_TYPES, BadRow, is_missing, last_box, read_file, solution_hint, text_of
-from machinery.templates import BOXED, HELPFUL, PROMPTS
+from machinery.names import is_file, labels, names_of
+from machinery.reading import BadRow, is_missing, last_box, read_file, solution_hint, text_of
+from machinery.templates import BOXED, HELPFUL, PROMPTS, chat_text, squeeze
 
 EMBEDDED_MODEL = tasks.TASKS["countdown"].model
 
@@ -58,28 +57,47 @@ def load(
     """Problems of a data set, hints included: the data set's own, or in mathematics `solution_hint`.
 
     `name` is one of tasks.TASKS, a local file of FILE_TYPES (one split, whatever `split` says), or a Hugging
-    Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"). `split` may name a part of one:
-    "train[:100]", "train[10%:]". `limit` keeps so many problems, picked by `seed`, in their order. With an
-    `own_verifier` an answer may be missing, and `meta` has the row's other columns too. Raises UserError for
-    data that cannot be read.
+    Face hub id, with ":config" where the hub wants one ("openai/gsm8k:main"); or several of these with commas
+    between. `split` may name a part of one: "train[:100]", "train[10%:]". `limit` keeps so many problems of
+    each, picked by `seed`, in their order. With an `own_verifier` an answer may be missing, and `meta` has
+    the row's other columns too. Raises UserError for data that cannot be read.
     """
+    return list(chain.from_iterable(load_sets(name, split, limit, seed, own_verifier).values()))
+
+
+def load_sets(
+    names: str, split: str = "train", limit: int | None = None, seed: int = 0, own_verifier: bool = False
+) -> dict[str, list[Problem]]:
+    """What `load` loads, the problems of each data set by its label; of several each id begins with that."""
+    every = names_of(names)
+    if len(set(every)) < len(every):
+        raise UserError(f"--data {names}: one data set twice")
+    sets = {}
+    for label, name in zip(labels(every), every):
+        problems = _load_one(name, split, own_verifier)
+        if limit is not None:
+            keep = np.random.default_rng(seed).permutation(len(problems))[:limit]
+            problems = [problems[i] for i in sorted(keep)]
+        if len(every) > 1:
+            problems = [replace(problem, id=f"{label}: {problem.id}") for problem in problems]
+        sets[label] = problems
+    return sets
+
+
+def _load_one(name: str, split: str, own_verifier: bool) -> list[Problem]:
     if name in tasks.TASKS:
         whole = split.partition("[")[0]
         if whole not in ("train", "test"):
             raise UserError(f"{name} has the splits train and test, not {split!r}")
         rows = tasks.TASKS[name].rows(whole)
         numbers = reading.part_of(split, len(rows))
-    elif name.lower().endswith(FILE_TYPES) or Path(name).exists():
+    elif is_file(name):
         rows = read_file(Path(name))
         numbers = reading.part_of(split, len(rows))
     else:
         rows = reading.read_hub(name, split, tasks.TASKS)
         numbers = range(len(rows))
-    problems = _problems(rows, numbers, name, own_verifier)
-    if limit is not None:
-        keep = np.random.default_rng(seed).permutation(len(problems))[:limit]
-        problems = [problems[i] for i in sorted(keep)]
-    return problems
+    return _problems(rows, numbers, name, own_verifier)
 
 
 def _problems(rows: list[dict], numbers: range, name: str, own_verifier: bool) -> list[Problem]:
@@ -295,7 +313,6 @@ def _solution(row: dict) -> str | None:
 
 TEMPLATES = ("countdown", "plain", "guide", "chat", *PROMPTS)
 SYSTEM = dict.fromkeys(PROMPTS, HELPFUL) | {"guide": BOXED, "guide-llama": ""}  # what such a prompt has
-TODAY = date(2024, 7, 26)  # where a chat template writes the date: a resumed run must see the same
 INSTRUCTIONS = {"math": BOXED, "choice": BOXED.replace("your final answer", "the letter of your answer")}
 
 
@@ -350,45 +367,16 @@ def prompt_text(problem: Problem, template: str, tokenizer=None, hinted: bool = 
     return chat_text(tokenizer, messages, problem.id)
 
 
-def chat_text(tokenizer, messages: list[dict], name: str) -> str:
-    """Messages through the tokenizer's chat template, up to where the reply begins.
-
-    A template may read lists of parts alone and show nothing of plain text: it gets parts then. Raises
-    UserError, which says `name`, if it refuses the messages, as some do a system message, or leaves one out.
+def pick_template(template: str, names: str) -> str:
+    """`auto` resolved: an embedded task's own, else chat. UserError for several data sets that differ in it.
     """
-    in_parts = []
-    for message in messages:
-        in_parts.append({**message, "content": [{"type": "text", "text": message["content"]}]})
-    needed = [m for m in messages if m["role"] != "assistant"]  # thoughts of earlier turns may be left out
-    why = ""
-    for given in (messages, in_parts):
-        try:
-            text = tokenizer.apply_chat_template(
-                given, tokenize=False, add_generation_prompt=True,
-                enable_thinking=False,  # Qwen3 answers without thinking, as in the NSR paper
-                date_string=TODAY.strftime("%d %b %Y"),  # Llama 3
-                strftime_now=TODAY.strftime,  # gpt-oss and others
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            why = why or f"refuses the messages ({error})"
-            continue
-        shown = _squeeze(text)
-        lost = [message["role"] for message in needed if _squeeze(message["content"]) not in shown]
-        if not lost:
-            return text
-        why = why or f"leaves out text of the {lost[-1]} message"
-    raise UserError(f"{name}: this tokenizer's chat template {why}: use another --template")
-
-
-def _squeeze(text: str) -> str:
-    """Without what tokenizers and templates may change: white space, and how accents are written."""
-    return re.sub(r"\s", "", unicodedata.normalize("NFC", text))
-
-
-def pick_template(template: str, name: str) -> str:
-    """`auto` resolved: an embedded task's own, else chat."""
-    auto = tasks.TASKS[name].template if name in tasks.TASKS else "chat"
-    return auto if template == "auto" else template
+    if template != "auto":
+        return template
+    auto = {name: tasks.TASKS[name].template if name in tasks.TASKS else "chat" for name in names_of(names)}
+    if len(set(auto.values())) > 1:
+        told = ", ".join(f"{name}: {own}" for name, own in auto.items())
+        raise UserError(f"--data {names}: these want different prompts ({told}): give one --template for all")
+    return auto[names_of(names)[0]]
 
 
 def render(tokenizer, problem: Problem, template: str, hinted: bool = False) -> list[int]:
@@ -433,7 +421,7 @@ def encode(
         raise UserError(f"every prompt is longer than {max_tokens} tokens: raise --max-prompt")
     for prompt in prompts[:100]:
         text, back = prompt_text(prompt.problem, template, tokenizer), tokenizer.decode(prompt.plain)
-        if _squeeze(text) not in _squeeze(back):
+        if squeeze(text) not in squeeze(back):
             id, text, back = prompt.problem.id, text[:80], back[:80]
             raise UserError(f"the tokenizer does not give the prompt of {id} back: {back!r} for {text!r}")
     if template in SYSTEM:
@@ -470,7 +458,7 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 
 @dataclass
 class Args:
-    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), or a local file
+    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), a local file; or several, a,b
     split: str = "train"  # of a hub id or an embedded task; a part of any: train[:100]
     verifier: str = ""  # as in the training scripts: an answer may be missing
     show: int = 3  # how many problems

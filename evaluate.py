@@ -3,6 +3,8 @@
     python evaluate.py --model M --data D --n 64 --out r.json           # n samples a problem -> (n, c)
     (stopped at any moment, the same command goes on where it was)
     python evaluate.py --model M --data math.jsonl,amc.jsonl --preset nsr --out r.json  # as in the paper
+    python evaluate.py --model runs/RUN --step 50 --out r.json          # a checkpoint, on the run's problems
+    python evaluate.py --model M --data D --hint-effect --out r.json --plot out.png  # without and with hints
     python evaluate.py --compare base.json trained.json --plot out.png  # pass@k curves, what changed, where
 
 Every number that the scripts and the documentation show is computed from such result files.
@@ -16,8 +18,9 @@ import math
 import platform
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -27,26 +30,29 @@ from tqdm import tqdm
 import data
 from data import TEMPLATES, UserError
 from machinery.command import check_writable, resume_line, run_command, stoppable
-from machinery.compare import comparison, curve, part_curves, parts, plot, read_result
+from machinery.compare import comparison, curve, hint_table, part_curves, parts, plot, read_result
 from machinery.folder import write_json
 from machinery.kept import Kept, files_of
 from machinery.models import check_sampler
+from machinery.names import labels, names_of
 from machinery.ranks import gather, join, rank, share, total, world
 from machinery.run import check_ranges
 from machinery.sampler import Sampler
+from machinery.trained import find_weights, held_out_name, is_run, measured_with, saved_weights
 from verify import WHY, Verifier, check_golds
 
 # ---- sampling and scoring ----------------------------------------------------------------------------------
 
 def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top_p=1.0, top_k=0,
              hinted=False, kept: Kept | None = None) -> dict:
-    """Sample and score: {"problems": [{id, domain, n, c, mean_length}], "verdicts": {why: count}, ..}.
+    """Sample and score: {"problems": [{id, domain, n, c, mean_length}], "verdicts": {why: count}, "entropy"}.
 
     `prompts` are data.Prompts; c of the n samples are right. Verification of a chunk of problems follows its
-    sampling. Ranks share the work. The chunks of `kept` are not made again.
+    sampling. Ranks share the work. The chunks of `kept` are not made again. The entropy is of the sampling
+    distribution, in nats a token: see docs/metrics.md; None at temperature 0.
     """
     kept = kept or Kept()
-    rows, verdicts, mine = [], Counter(dict.fromkeys(WHY, 0)), share(prompts)
+    rows, verdicts, sums, mine = [], Counter(dict.fromkeys(WHY, 0)), Counter(), share(prompts)
     chunk, most = max(1, 4096 // n), math.ceil(len(prompts) / world())
     starts = range(0, most, chunk)  # as many on every rank: those of one engine sample together
     bar = tqdm(starts, "evaluate", leave=False, disable=len(starts) == 1 or rank() > 0)
@@ -54,43 +60,65 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
         if i == len(kept.chunks):
             part = mine[start : start + chunk]
             contexts = [prompt.hinted if hinted else prompt.plain for prompt in part]
-            stream = (seed, start, 0, 2)  # random numbers that no rollout uses, and no other chunk
+            # Random numbers that no rollout uses, and no other chunk; hinted prompts have their own.
+            stream = (seed, start, 0, 3 if hinted else 2)
             groups = sampler.generate(contexts, n, temperature, max_tokens, stream, top_p, top_k)
             scored = verifier.score_groups(groups, [prompt.problem for prompt in part])
             kept.add(chunk_result(part, groups, scored))
         rows += kept.chunks[i]["problems"]
         verdicts.update(kept.chunks[i]["verdicts"])
+        sums.update(kept.chunks[i]["sums"])
+    sums = total(sums)
+    entropy = round(-sums["logp"] / sums["tokens"], 6) if temperature else None
     sampling = {"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
                 "seed": seed}
-    return {"sampling": sampling, "verdicts": total(verdicts), "versions": versions(),
+    return {"sampling": sampling, "verdicts": total(verdicts), "entropy": entropy, "versions": versions(),
             "problems": gather(rows)}
 
 
 def chunk_result(prompts, groups, scored) -> dict:
     """The counts of some prompts, of the groups of their samples and of those samples' verdicts."""
-    rows, verdicts = [], Counter()
+    rows, verdicts, sums = [], Counter(), {"tokens": 0, "logp": 0.0}
     for prompt, samples, group in zip(prompts, groups, scored):
         verdicts.update(verdict.why for verdict in group)
         n, right = len(group), sum(verdict.correct for verdict in group)
-        length = round(sum(len(sample.ids) for sample in samples) / n, 2)
-        problem = prompt.problem
+        tokens = sum(len(sample.ids) for sample in samples)
+        sums["tokens"] += tokens
+        sums["logp"] += sum(sum(sample.logprobs) for sample in samples)
+        problem, length = prompt.problem, round(tokens / n, 2)
         rows.append({"id": problem.id, "domain": problem.domain, "n": n, "c": right, "mean_length": length})
-    return {"problems": rows, "verdicts": verdicts}
+    return {"problems": rows, "verdicts": verdicts, "sums": sums}
+
+
+def load_sets(names: str, split: str, limit: int | None, verifier: Verifier) -> dict[str, list[data.Problem]]:
+    """The problems of each data set by its label, without those whose reference answers do not verify."""
+    sets = data.load_sets(names, split, limit, own_verifier=verifier.custom is not None)
+    return {label: check_golds(problems, verifier) for label, problems in sets.items()}
+
+
+def told_apart(result: dict, sets: dict[str, list[data.Problem]]) -> dict:
+    """The result, whose rows say which of several data sets they are of: tables show these apart."""
+    if len(sets) > 1:
+        set_of = {}
+        for label, problems in sets.items():
+            set_of |= {problem.id: label for problem in problems}
+        for row in result["problems"]:
+            row["data"] = set_of[row["id"]]
+    return result
 
 
 class HeldOut:
-    """The held-out problems of a training script; none where --data is a file, which has no test split."""
+    """The held-out problems of a training script; none where --data is files, which have no test split."""
 
     def __init__(self, args, sampler: Sampler, verifier: Verifier):
         self.args, self.sampler, self.verifier = args, sampler, verifier
-        self.name = args.eval_data or ("" if args.data.lower().endswith(data.FILE_TYPES) else args.data)
+        self.name = held_out_name(args.data, args.eval_data)
         self.prompts = []
         if self.name:
             template = data.pick_template(args.template, args.data)
-            problems = data.load(self.name, args.eval_split, args.eval_problems, 0, bool(args.verifier))
-            problems = check_golds(problems, verifier)
-            self.prompts, counted = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
-                                                args.max_response, sampler.positions)
+            self.sets = load_sets(self.name, args.eval_split, args.eval_problems, verifier)
+            self.prompts, counted = data.encode([*chain(*self.sets.values())], sampler.tokenizer, template,
+                                                args.max_prompt, args.max_response, sampler.positions)
             self.about = {"model": args.model, "data": self.name, "split": args.eval_split,
                           "template": template, "verifier": args.verifier, **counted}
 
@@ -98,7 +126,8 @@ class HeldOut:
         """A result of `n` samples a problem, as of `evaluate`."""
         sampling = {"n": n, "temperature": self.args.eval_temperature, "max_tokens": self.args.max_response,
                     "seed": seed}
-        return {**self.about, **evaluate(self.sampler, self.verifier, self.prompts, **sampling)}
+        result = evaluate(self.sampler, self.verifier, self.prompts, **sampling)
+        return told_apart({**self.about, **result}, self.sets)
 
     def write(self, path: Path, again: bool = True, seed: int = 0) -> None:
         """A result of --eval-n samples a problem; where it is there already, only if `again`.
@@ -111,10 +140,13 @@ class HeldOut:
             write_json(path, self.measure(self.args.eval_n, seed))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """eval/pass@k for k up to 8 of the policy after `step` steps, every --eval-every steps."""
+        """eval/pass@k for k up to 8, eval/entropy of the policy after `step` steps, every --eval-every steps.
+        """
         if not self.name or not self.args.eval_every or step == 0 or step % self.args.eval_every:
             return {}
-        return {f"eval/pass@{k}": mean for k, mean, _, _ in curve(self.measure(min(8, self.args.eval_n)))}
+        result = self.measure(min(8, self.args.eval_n))
+        found = {f"eval/pass@{k}": mean for k, mean, _, _ in curve(result)}
+        return found if result["entropy"] is None else {**found, "eval/entropy": result["entropy"]}
 
 
 def accuracy(group: list) -> float:
@@ -205,13 +237,15 @@ PRESETS = {  # how the papers measure: docs/papers.md
 
 @dataclass
 class Args:
-    model: str = ""  # hub id or folder
+    model: str = ""  # hub id or folder; or a run's, whose own problems, template .. are the defaults then
+    step: int | None = None  # of a run: its checkpoint of that step, 0 its start; none: final/, or the newest
     data: str = "countdown"  # countdown, sea, a hub id, a local file, or several, with commas between
     preset: Literal["", *PRESETS] = ""  # template and sampling as in a paper; options given beside it win
     split: str = "test"  # of a hub id or an embedded task; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all
     template: Literal["auto", *TEMPLATES] = "auto"  # as in the training scripts
     hinted: bool = False  # put the hint in the prompt; problems without one are left out
+    hint_effect: bool = False  # the same problems without and with it: OUT_plain.json and OUT_hinted.json
     n: int = 64  # samples a problem: pass@k is reported up to k = n
     temperature: float = 0.6  # the papers' value; 1.0 measures the trained policy
     top_p: float = 0.95  # the papers' value
@@ -229,50 +263,62 @@ class Args:
     verifier_memory: float = 4.0  # GB for each of its processes
     out: str = ""  # result file to write
     compare: tuple[str, ...] | None = None  # result files: of the base, then of one or more trained models
-    plot: str = ""  # picture to write, with --compare
+    plot: str = ""  # picture to write, with --compare or --hint-effect
 
 
 def check_args(args: Args) -> None:
     """Raises UserError for what would fail, or would be without effect, before anything is loaded."""
     check_ranges(args, greedy=True)
-    if args.compare is not None and (args.model or args.out):
-        raise UserError("--compare reads result files: leave --model and --out out")
+    if args.compare is not None and (args.model or args.out or args.step is not None):
+        raise UserError("--compare reads result files: leave --model, --step and --out out")
     if args.compare is not None and len(args.compare) < 2:
         raise UserError("--compare takes two result files or more: the base's first")
     if not args.compare and not (args.model and args.out):
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
-    if args.plot and not args.compare:
-        raise UserError("--plot draws a comparison: give it with --compare BASE TRAINED")
+    if args.plot and not (args.compare or args.hint_effect):
+        raise UserError("--plot draws a comparison: give it with --compare BASE TRAINED, or --hint-effect")
+    if args.hint_effect and (args.hinted or args.compare):
+        raise UserError("--hint-effect samples without and with the hint: leave --hinted and --compare out")
+    if not args.data:
+        raise UserError(f"give --data: {args.model} held no problems out, it was trained on files")
     for option, name in (("--out", args.out), ("--plot", args.plot)):
         if name:
             check_writable(option, Path(name))
+    find_weights(args.model, args.step)
 
 
-def labels(paths: list[str]) -> list[str]:
-    """Names of files or data sets as short as tells them apart: base.json is base."""
-    names = [Path(path).stem for path in paths]
-    if len(set(names)) < len(names):
-        names = list(paths)
-    if len(set(names)) < len(names):  # one file twice
-        names = [f"{name} ({i})" for i, name in enumerate(names, 1)]
-    return names
+def load_sampler(args: Args, device: str) -> tuple[Sampler, str]:
+    """The sampler of --model and, of a training run, --step; the path that its weights are from."""
+    path, checkpoint = find_weights(args.model, args.step)
+    if path != args.model:
+        print(f"{args.model}: the weights are those of {checkpoint or path}")
+    sampler = Sampler(path, args.sampler, device, gpu_memory=args.gpu_memory,
+                      tensor_parallel=args.tensor_parallel, use="trained" if checkpoint else "sampled from")
+    if checkpoint:
+        sampler.update(saved_weights(checkpoint, sampler.model))
+    check_sampler(sampler)
+    return sampler, str(checkpoint or path)
 
 
-def load_sets(args: Args, verifier: Verifier) -> dict[str, tuple[str, list[data.Problem]]]:
-    """The template and the problems of every data set, by its label; of several each id begins with that."""
-    names = [name.strip() for name in args.data.split(",") if name.strip()]
-    if len(names) < 2 or Path(args.data).exists():
-        names = [args.data]
-    if len(set(names)) < len(names):
-        raise UserError(f"--data {args.data}: one data set twice")
-    sets = {}
-    for label, name in zip(labels(names), names):
-        problems = data.load(name, args.split, args.limit or None, own_verifier=bool(args.verifier))
-        problems = check_golds(problems, verifier)
-        if len(names) > 1:
-            problems = [replace(problem, id=f"{label}: {problem.id}") for problem in problems]
-        sets[label] = data.pick_template(args.template, name), problems
-    return sets
+def load_prompts(args: Args, sets: dict[str, list[data.Problem]], sampler) -> tuple[list[data.Prompt], dict]:
+    """The prompts of all data sets; their templates, and the counts of problems that are left out."""
+    prompts, templates, counted = [], {}, Counter()
+    for name, problems in zip(names_of(args.data), sets.values()):
+        template = data.pick_template(args.template, name)
+        found, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
+                                    args.max_tokens or 1, sampler.positions)
+        prompts += found
+        templates[template] = None
+        counted.update(counts)
+    if args.hinted or args.hint_effect:
+        with_hint = [prompt for prompt in prompts if prompt.hinted]
+        counted["no_hint"] = len(prompts) - len(with_hint)
+        if not with_hint:
+            raise UserError(f"--hinted, --hint-effect: no problem of {args.data} has a hint that fits")
+        if counted["no_hint"]:
+            print(f"{counted['no_hint']} of {len(prompts)} problems have no hint that fits, and are left out")
+        prompts = with_hint
+    return prompts, {"template": ", ".join(templates), **counted}
 
 
 def main(args: Args) -> None:
@@ -285,58 +331,75 @@ def main(args: Args) -> None:
         return
     device = join(args.device)
     verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
-    sets = load_sets(args, verifier)
-    sampler = Sampler(args.model, args.sampler, device, gpu_memory=args.gpu_memory,
-                      tensor_parallel=args.tensor_parallel, use="sampled from")
-    check_sampler(sampler)
-    prompts, counted, set_of = [], Counter(), {}
-    for label, (template, problems) in sets.items():
-        found, counts = data.encode(problems, sampler.tokenizer, template, args.max_prompt,
-                                    args.max_tokens or 1, sampler.positions)
-        prompts += found
-        counted.update(counts)
-        set_of |= {problem.id: label for problem in problems}
-    if args.hinted:
-        prompts = [prompt for prompt in prompts if prompt.hinted]
-        if not prompts:
-            raise UserError(f"--hinted: no problem of {args.data} has a hint")
-    longest = max(len(prompt.hinted if args.hinted else prompt.plain) for prompt in prompts)
+    sets = load_sets(args.data, args.split, args.limit or None, verifier)
+    sampler, weights = load_sampler(args, device)
+    prompts, told = load_prompts(args, sets, sampler)
+    outs = {args.out: args.hinted}
+    if args.hint_effect:
+        stem = args.out.removesuffix(".json")
+        outs = {f"{stem}_plain.json": False, f"{stem}_hinted.json": True}
+    longest = max(len(prompt.hinted if any(outs.values()) else prompt.plain) for prompt in prompts)
     max_tokens = args.max_tokens or min(4096, sampler.positions - longest)
     if max_tokens < 4096 and not args.max_tokens and rank() == 0:
         left = f"what the model's {sampler.positions} positions leave beside a prompt of {longest}"
         print(f"--max-tokens {max_tokens}: {left}", file=sys.stderr)
-    templates = dict.fromkeys(template for template, _ in sets.values())
-    about = {"model": args.model, "data": args.data, "split": args.split, "template": ", ".join(templates),
-             "hinted": args.hinted, "verifier": args.verifier, **counted}
+    about = {"model": weights, "data": args.data, "split": args.split, "verifier": args.verifier, **told}
     sampling = {"n": args.n, "temperature": args.temperature, "max_tokens": max_tokens, "seed": args.seed,
-                "top_p": args.top_p, "top_k": args.top_k, "hinted": args.hinted}
+                "top_p": args.top_p, "top_k": args.top_k}
     settings = {**about, **sampling, **versions(), "device": device, "processes": world(),
-                "prompts": data.fingerprint(prompts), "files": files_of(args.model)}
-    kept = Kept(Path(f"{args.out}.unfinished{rank() or ''}"), settings)
+                "prompts": data.fingerprint(prompts), "files": files_of(weights), "format": 2}
+    kept, results = {}, {}
+    for out, hinted in outs.items():
+        kept[out] = Kept(Path(f"{out}.unfinished{rank() or ''}"), {**settings, "hinted": hinted})
     with verifier, stoppable():
-        result = evaluate(sampler, verifier, prompts, **sampling, kept=kept)
-    if len(sets) > 1:
-        for row in result["problems"]:
-            row["data"] = set_of[row["id"]]
-    write_json(args.out, {**about, **result})
-    gather([])  # it is written
-    kept.remove()
-    for k, mean, low, high in curve(result):
-        print(f"pass@{k:<4} {mean:.3f}   95 % band [{low:.3f}, {high:.3f}]")
-    if parts(result):
-        print(f"\n{part_curves(result)}\n")
-    print(f"verdicts {result['verdicts']}; {len(prompts)} problems x {args.n} samples written to {args.out}")
+        for out, hinted in outs.items():
+            result = evaluate(sampler, verifier, prompts, **sampling, hinted=hinted, kept=kept[out])
+            results[out] = told_apart({**about, "hinted": hinted, **result}, sets)
+    for out, result in results.items():
+        write_json(out, result)
+    gather([])  # they are written
+    for done in kept.values():
+        done.remove()
+    if rank() == 0:
+        show(args, results)
+
+
+def show(args: Args, results: dict[str, dict]) -> None:
+    """Prints pass@k of the results, by the files they are written to; of two without and with the hint both.
+    """
+    if args.hint_effect:
+        plain, hinted = results.values()
+        print(f"{hint_table(plain, hinted)}\n")
+        if args.plot:
+            plot({"plain": plain, "hinted": hinted}, args.plot)
+    else:
+        (result,) = results.values()
+        for k, mean, low, high in curve(result):
+            print(f"pass@{k:<4} {mean:.3f}   95 % band [{low:.3f}, {high:.3f}]")
+        if parts(result):
+            print(f"\n{part_curves(result)}\n")
+    for out, result in results.items():
+        number = len(result["problems"])
+        print(f"verdicts {result['verdicts']}; {number} problems x {args.n} samples written to {out}")
 
 
 def read_args() -> Args:
-    """The command line's, over those of its --preset."""
+    """The command line's, over those of its --preset, over those of the run that --model names.
+
+    With --data only the template is the run's; its sampling gives way to a preset as a whole.
+    """
     import tyro
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?")
-    preset = PRESETS.get(parser.parse_known_args()[0].preset)
-    default = Args(**preset) if preset else tyro.MISSING_NONPROP
-    return tyro.cli(Args, default=default, description=__doc__)
+    for option in ("--model", "--data", "--preset"):
+        parser.add_argument(option, nargs="?", default="")
+    known, given = parser.parse_known_args()[0], {}
+    if is_run(known.model or ""):
+        problems, given, sampling = measured_with(known.model)
+        if not known.data:
+            given |= problems | ({} if known.preset else sampling)
+    given |= PRESETS.get(known.preset, {})
+    return tyro.cli(Args, default=Args(**given) if given else tyro.MISSING_NONPROP, description=__doc__)
 
 
 if __name__ == "__main__":

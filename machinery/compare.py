@@ -194,7 +194,7 @@ def differences(base: dict, trained: dict) -> list[tuple]:
     Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
     """
     found = []
-    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "model"}:
+    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "entropy", "model"}:
         a, b = base[key], trained[key]
         if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
             for name in (a.keys() | b.keys()) - {"seed"}:
@@ -257,7 +257,8 @@ def warnings(results: dict[str, dict]) -> str:
         for key, a, b in differences(base, result):
             lines.append(f"warning: made with different {key}, {a} and {b}: training is not all{of}")
         seeds = [r.get("sampling", {}).get("seed") for r in (base, result)]
-        if None not in seeds and seeds[0] == seeds[1]:
+        alike = base.get("hinted", False) == result.get("hinted", False)  # else the streams are two anyway
+        if None not in seeds and seeds[0] == seeds[1] and alike:
             lines.append(f"note: both were sampled with seed {seeds[0]}, so where the models are alike they "
                          f"share their luck: give one another --seed{of}")
     return "\n".join(lines)
@@ -274,6 +275,18 @@ def difference_table(results: dict[str, dict]) -> str:
     for k, *of_k in zip(ks, *columns):
         rows.append([f"pass@{k}", *(cell(values, "+") for values in of_k)])
     return table([f"change from {first}, paired", *(name for name, _ in others)], rows)
+
+
+def hint_table(plain: dict, hinted: dict) -> str:
+    """pass@k of the same problems without and with their hint, and what it adds; of each part too."""
+    check_pair(plain, hinted)
+    ks, rows = ks_of(plain, hinted), []
+    added = bands([pass_at_k(*counts(hinted), k) - pass_at_k(*counts(plain), k) for k in ks])
+    for without, with_hint, gain in zip(curve(plain), curve(hinted), added):
+        rows.append([f"pass@{without[0]}", cell(without[1:]), cell(with_hint[1:]), cell(gain, "+")])
+    found = table(["mean [95 % band]", "plain", "hinted", "hinted - plain, paired"], rows)
+    of_parts = part_table({"plain": plain, "hinted": hinted}) if parts(plain) else ""
+    return f"{found}\n\n{of_parts}".strip()
 
 
 SPLIT_ROWS = {"progress": "progress: wrong before, right after", "self_distillation": "- self-distillation",
@@ -355,12 +368,14 @@ def plot(results: dict[str, dict], path, metrics: list[dict] = ()) -> None:
     if results:
         right.set_xscale("log", base=2)
         right.legend(loc="lower right")
-    right.set(xlabel="k", ylabel="pass@k", title="held-out problems, plain prompts")
+    hinted = any(result.get("hinted") for result in results.values())
+    title = "problems that have a hint" if hinted else "held-out problems, plain prompts"
+    right.set(xlabel="k", ylabel="pass@k", title=title)
     if metrics:
         left = axes[0, 0]
         keys = {"rollout/reward"}
         for m in metrics:
-            keys |= {key for key in m if key.startswith("eval/")}
+            keys |= {key for key in m if key.startswith("eval/pass@")}
         for key in sorted(keys, reverse=True):
             points = [(m["step"], m[key]) for m in metrics if key in m]
             marker = "o" if key.startswith("eval/") else ""

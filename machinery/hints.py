@@ -15,9 +15,10 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from data import EMBEDDED_MODEL, Problem, UserError, chat_text, load
+from data import EMBEDDED_MODEL, Problem, UserError, load
 from machinery.command import run_command
 from machinery.reading import holds_answer, solution_hint
+from machinery.templates import chat_text
 
 GUIDANCE = """\
 Here is a problem and its reference solution. \

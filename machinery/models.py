@@ -49,6 +49,8 @@ def load_config(path: str, use: str = "trained"):
             said = str(error).split("\n")[0]
             if (Path(path) / "args.json").exists():
                 said = f"it is the folder of a run, whose model is {path}/final"
+            elif (Path(path) / ".metadata").exists():
+                said = "it is a checkpoint: evaluate.py --model RUN --step N samples from it"
             elif path.count("/") > 1 and not Path(path).exists():
                 said = "there is no such folder"
             elif isinstance(error, ValueError):

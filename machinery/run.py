@@ -23,6 +23,7 @@ from data import TEMPLATES, UserError
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
 from machinery.folder import check_data, claim, is_finished, release, write_json
+from machinery.names import names_of, short_name
 from machinery.ranks import gather, rank, total, world
 from machinery.tasks import TASKS
 from machinery.track import Tracker
@@ -41,7 +42,7 @@ class TaskArgs:
     """What is learned, and how it is measured: a resumed run keeps it."""
 
     model: str = ""  # Hugging Face hub id or folder; empty: the embedded one for --data
-    data: str = "countdown"  # countdown, sea, hub id (openai/gsm8k:main), .jsonl, .json, .parquet or .csv
+    data: str = "countdown"  # countdown, sea, hub id (openai/gsm8k:main), .jsonl, .csv ..; or several: a,b
     data_split: str = "train"  # of a hub id or an embedded task; a part of any: train[:1000]
     template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: an embedded task's own, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
@@ -49,17 +50,18 @@ class TaskArgs:
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     seed: int = 0  # of the order of problems and of training's samples
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
-    eval_data: str = ""  # held-out problems; empty: the test split of --data (none if that is a file)
+    eval_data: str = ""  # held-out problems, a,b too; empty: the test split of --data (a file has none)
     eval_split: str = "test"  # of a hub id or an embedded task
-    eval_problems: int = 256  # at most
+    eval_problems: int = 256  # at most, of each data set
     eval_n: int = 64  # samples a problem, at the start and the end
     eval_temperature: float = 1.0  # the papers report 0.6 with top_p 0.95, see evaluate.py
     run_dir: str = ""  # empty: runs/<script>-<model>-<data>-s<seed>-<time>
 
     def __post_init__(self):
-        task = TASKS.get(self.data, TASKS["countdown"])  # whose model also stands in on other data
-        self.model = self.model or task.model
-        self.max_response = self.max_response or task.max_response
+        named = [TASKS[name] for name in names_of(self.data) if name in TASKS]
+        named = named or [TASKS["countdown"]]  # whose model also stands in on other data
+        self.model = self.model or named[0].model
+        self.max_response = self.max_response or max(task.max_response for task in named)
 
 
 @dataclass
@@ -92,7 +94,7 @@ AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens 
                     eval_n keep tensor_parallel workers""".split())
 AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
                     critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
-                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches""".split())
+                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches step""".split())
 ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}
 FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
 SHARES = {"gpu_memory", "top_p"}
@@ -156,10 +158,8 @@ class Run:
 
     def name(self) -> str:
         parts = [self.script]
-        for what in (self.args.model, self.args.data):
-            path = Path(what)
-            hub_name = what.replace("/", "_")
-            parts.append(path.stem if path.is_file() else path.name if path.exists() else hub_name)
+        for what in ([self.args.model], names_of(self.args.data)):
+            parts.append("+".join(map(short_name, what)))
         return "-".join([*parts, f"s{self.args.seed}", time.strftime("%Y%m%d-%H%M%S")])
 
     def steps(self, **parts):

@@ -23,7 +23,7 @@ import data
 import machinery.sampler
 import verify
 from data import Problem, Prompt, UserError, draw, encode, last_box, load, prompt_text, render, solution_hint
-from machinery import answers, hints, reading, tasks
+from machinery import answers, hints, names, reading, tasks
 
 ROOT = Path(data.__file__).parent
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
@@ -283,7 +283,7 @@ def test_code_schema(tmp_path):
     exec(problem.answer + problem.meta["tests"]["code"], {})
 
 
-@pytest.mark.parametrize("suffix", data.FILE_TYPES)
+@pytest.mark.parametrize("suffix", reading.FILE_TYPES)
 def test_file_types(suffix, tmp_path):
     rows = [{"question": 'Is "a, b"\na ½?', "answer": "yes", "hint": "Look."},
             {"question": "Q", "answer": "1", "hint": ""}]
@@ -576,7 +576,7 @@ def test_countdown_solutions_verify_and_hints_are_their_first_move():
         assert hint == f"start with {move}." and re.fullmatch(r"\d+[-+*/]\d+", move)
 
 
-@pytest.mark.parametrize("module", [data, tasks, answers, reading])
+@pytest.mark.parametrize("module", [data, tasks, answers, reading, names])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import data
 from data import UserError
-from evaluate import PRESETS, Args, evaluate, labels, main, read_args, report
+from evaluate import PRESETS, Args, chunk_result, evaluate, labels, main, read_args, report
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.kept import Kept, files_of
@@ -148,6 +148,36 @@ def test_evaluate_counts_what_the_verifier_says(sampler, tokenizer):
     assert sum(out["verdicts"].values()) == 8 * 16
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_entropy_is_that_of_the_sampling_distribution(temperature, sampler, model, prompts):
+    """Two tokens at most: their entropies by enumeration of the first one, over the expected length."""
+    prompt = data.Prompt(data.Problem("p", "", "1"), prompts[1], None)
+    p_V = (model(torch.tensor([prompt.plain])).logits[0, -1] / temperature).softmax(-1).detach()
+    nats, tokens = torch.special.entr(p_V).sum().item(), 1.0
+    likely = [v for v in range(len(p_V)) if p_V[v] > 1e-6 and v not in sampler.stop_ids]
+    for v in likely:
+        with torch.no_grad():
+            q_V = (model(torch.tensor([[*prompt.plain, v]])).logits[0, -1] / temperature).softmax(-1)
+        nats += p_V[v].item() * torch.special.entr(q_V).sum().item()
+        tokens += p_V[v].item()
+    with Verifier(1) as verifier:
+        found = evaluate(sampler, verifier, [prompt], 4096, temperature, 2)["entropy"]
+    assert nats / tokens > 0.1
+    assert found == pytest.approx(nats / tokens, abs=0.03)  # 4.5 standard errors
+
+
+def test_the_entropy_by_hand_is_a_mean_over_tokens():
+    prompt = data.Prompt(data.Problem("p", "", ""), [], None)
+    samples = [Sample([1], [-3.0], True), Sample([1, 2, 3], [-1.0, 0.0, 0.0], False)]
+    made = chunk_result([prompt, prompt], [samples, samples], [[RIGHT, WRONG]] * 2)
+    assert made["sums"] == {"tokens": 8, "logp": -8.0}  # a mean over responses would be 5/3
+    fake = Fake()
+    fake.generate = lambda contexts, *_: [samples] * len(contexts)
+    fake.score_groups = lambda groups, _: [[RIGHT, WRONG]] * len(groups)
+    assert evaluate(fake, fake, [prompt] * 3, 2, 1.0, 16)["entropy"] == 1.0
+    assert evaluate(fake, fake, [prompt] * 3, 2, 0.0, 16)["entropy"] is None  # greedy: no draws
+
+
 @pytest.mark.parametrize("positions, max_tokens, kept, said", [
     (25, 0, 3, "--max-tokens 5: what the model's 25 positions leave beside a prompt of 20\n"),
     (20, 0, 2, "--max-tokens 10: what the model's 20 positions leave beside a prompt of 10\n"),
@@ -239,6 +269,87 @@ class FixedSampler:
         return [[Sample([1], [0.0], True, "\\boxed{1}")] * n for _ in prompts]
 
 
+# ---- with and without the hint -----------------------------------------------------------------------------
+
+class Helped(FixedSampler):
+    """Says A in its first sample, with a hint in all."""
+
+    def __init__(self, stop_at=math.inf):
+        super().__init__(math.inf)
+        self.stop_at, self.calls = stop_at, []
+
+    def generate(self, prompts, n, temperature, max_tokens, stream, *_):
+        if len(self.calls) == self.stop_at:
+            raise KeyboardInterrupt
+        hinted = ["Hint" in self.tokenizer.decode(prompt) for prompt in prompts]
+        self.calls.append((hinted, stream))
+        groups = []
+        for helped in hinted:
+            said = ["\\boxed{A}"] + ["\\boxed{A}" if helped else "\\boxed{B}"] * (n - 1)
+            groups.append([Sample([1], [0.0], True, text) for text in said])
+        return groups
+
+
+@pytest.fixture
+def hints(tmp_path, monkeypatch):
+    """The args of an evaluation of five problems, of which three have a hint."""
+    row = {"question": "?", "answer": "A", "domain": "choice", "meta": {}}  # which takes no process to judge
+    rows = [{**row, "id": str(i), **({"hint": "the first"} if i % 2 == 0 else {})} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("evaluate.check_sampler", lambda _: None)
+    return {"model": MODEL, "data": f"{tmp_path}/rows.jsonl", "template": "plain", "n": 4,
+            "out": f"{tmp_path}/r.json"}
+
+
+@pytest.mark.draws
+def test_the_hints_effect_is_one_command_and_one_picture(hints, tmp_path, monkeypatch, capsys):
+    sampler = Helped()
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: sampler)
+    main(Args(**hints, hint_effect=True, plot=f"{tmp_path}/p.png"))
+    plain, hinted = (json.loads((tmp_path / f"r_{way}.json").read_text()) for way in ("plain", "hinted"))
+    for result, c in ((plain, 1), (hinted, 4)):  # the same problems, those that have a hint
+        assert [(row["id"], row["c"]) for row in result["problems"]] == [("0", c), ("2", c), ("4", c)]
+        assert result["no_hint"] == 2
+    assert not plain["hinted"] and hinted["hinted"]
+    assert [of for of, _ in sampler.calls] == [[False] * 3, [True] * 3]
+    assert sampler.calls[0][1] != sampler.calls[1][1]  # other random numbers
+    said = capsys.readouterr().out
+    assert "2 of 5 problems have no hint that fits, and are left out\n" in said
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if "pass@" in line]
+    assert rows == [
+        ["pass@1", "0.250 [0.250, 0.250]", "1.000 [1.000, 1.000]", "+0.750 [+0.750, +0.750]"],
+        ["pass@2", "0.500 [0.500, 0.500]", "1.000 [1.000, 1.000]", "+0.500 [+0.500, +0.500]"],
+        ["pass@4", "1.000 [1.000, 1.000]", "1.000 [1.000, 1.000]", "+0.000 [+0.000, +0.000]"]]
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    left = {"p.png", "r_hinted.json", "r_plain.json", "rows.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    main(Args(**hints, hinted=True))  # one way: the same problems and random numbers as of the two
+    again = json.loads((tmp_path / "r.json").read_text())
+    assert sampler.calls[2] == sampler.calls[1] and again == hinted
+
+
+def test_a_stopped_effect_goes_on_with_what_is_left(hints, tmp_path, monkeypatch):
+    first, second = Helped(stop_at=1), Helped()
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: first)
+    with pytest.raises(SystemExit):
+        main(Args(**hints, hint_effect=True))
+    assert sorted(path.name for path in tmp_path.glob("r*")) == [
+        "r_hinted.json.unfinished", "r_plain.json.unfinished", "rows.jsonl"]
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: second)
+    main(Args(**hints, hint_effect=True))
+    assert [of for of, _ in second.calls] == [[True] * 3]
+    assert sorted(path.name for path in tmp_path.glob("r*")) == [
+        "r_hinted.json", "r_plain.json", "rows.jsonl"]
+
+
+def test_no_hint_at_all_is_one_line(hints, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluate.Sampler", lambda *_, **__: Helped())
+    (tmp_path / "rows.jsonl").write_text('{"question": "?", "answer": "A", "domain": "choice", "meta": {}}\n')
+    for way in ({"hinted": True}, {"hint_effect": True}):
+        with pytest.raises(UserError, match=r"no problem of .*rows.jsonl has a hint that fits"):
+            main(Args(**hints, **way))
+
+
 # ---- an evaluation that is stopped -------------------------------------------------------------------------
 
 class Fake:
@@ -321,16 +432,27 @@ BOTH = {"compare": ("{tmp}/good.json", "{tmp}/good.json"), "model": "", "out": "
     ({"out": "{tmp}"}, "cannot be written: it is a folder"),
     ({"out": "{tmp}/file/r.json"}, "cannot be written: "),
     ({"plot": "p.png"}, "--plot draws a comparison: give it with --compare"),
-    ({"compare": ("a", "b")}, "leave --model and --out out"),
+    ({"compare": ("a", "b")}, "leave --model, --step and --out out"),
     ({**BOTH, "compare": ("a",)}, "--compare takes two result files or more"),
     ({**BOTH, "compare": ("{tmp}/none.json", "{tmp}/good.json")}, "no such file: "),
     ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/file")}, "is no result file of evaluate.py"),
     ({**BOTH, "compare": ("{tmp}/good.json", "{tmp}/other.json")}, "(KeyError: 'c')"),
     ({**BOTH, "plot": "{tmp}/file/p.png"}, "--plot {tmp}/file/p.png cannot be written: "),
     ({**BOTH, "plot": "{tmp}/p.xyz"}, "{tmp}/p.xyz: Format 'xyz' is not supported"),
+    ({**BOTH, "step": 1}, "--compare reads result files: leave --model, --step and --out out"),
+    ({**BOTH, "hint_effect": True}, "--hint-effect samples without and with the hint: leave --hinted and"),
+    ({"hinted": True, "hint_effect": True}, "leave --hinted and --compare out"),
+    ({"step": -1}, "--step -1: it has to be 0 or more"),
+    ({"step": 3}, "--step 3: --model assets/countdown is not the folder of a training run (no args.json)"),
+    ({"step": 3, "model": "a/hub-id"}, "--step 3: --model a/hub-id is not the folder of a training run"),
+    ({"step": 3, "model": "{tmp}/empty"}, "--step 3: {tmp}/empty has no checkpoint of that step; there are:"),
+    ({"model": "{tmp}/empty"}, "{tmp}/empty has neither final/ nor a checkpoint yet: --step 0 is the model"),
+    ({"data": ""}, "give --data: assets/countdown held no problems out"),
 ])
 def test_a_users_mistake_is_told_before_anything_is_loaded(args, message, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no JSON")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/args.json").write_text('{"model": "assets/countdown"}')
     (tmp_path / "good.json").write_text('{"problems": [{"id": "0", "n": 4, "c": 1}]}')
     (tmp_path / "other.json").write_text('{"problems": [{"id": "0", "n": 4}]}')
     for key, value in args.items():
@@ -362,16 +484,18 @@ def test_command_line(tmp_path):
         done.join()
         return done.exitcode, (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
 
-    for name, extra in (("plain", ["--max-tokens", 16]), ("hinted", ["--hinted"])):
-        code, _, err = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
-                           "--out", tmp_path / f"{name}.json", *extra)
-        assert code == 0, err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "hinted.json", "out", "plain.json"]
-    plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
+    code, out, err = run("--model", MODEL, "--data", "countdown", "--limit", 16, "--n", 8, "--temperature", 1,
+                         "--top-p", 1, "--hint-effect", "--out", tmp_path / "r.json",
+                         "--plot", tmp_path / "r.png")
+    assert code == 0 and "hinted - plain, paired" in out, err
+    left = ["err", "out", "r.png", "r_hinted.json", "r_plain.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    plain, hinted = (json.loads((tmp_path / f"r_{name}.json").read_text()) for name in ("plain", "hinted"))
     assert plain["sampling"]["n"] == 8 and plain["template"] == "countdown" and "torch" in plain["versions"]
     assert sum(r["c"] for r in hinted["problems"]) > sum(r["c"] for r in plain["problems"])  # Guide's claim 2
-    both = tmp_path / "plain.json", tmp_path / "hinted.json"
+    both = tmp_path / "r_plain.json", tmp_path / "r_hinted.json"
     code, out, _ = run("--compare", *both, "--plot", tmp_path / "out.png")
     assert code == 0 and "self-distillation" in out and (tmp_path / "out.png").exists()
-    code, _, err = run("--compare", tmp_path / "plain.json", tmp_path / "nothing.json")
+    assert "different hinted, False and True" in out and "share their luck" not in out
+    code, _, err = run("--compare", tmp_path / "r_plain.json", tmp_path / "nothing.json")
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1

@@ -30,6 +30,7 @@ from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from machinery.ranks import gather, rank, shard
 from machinery.run import write_json
 from machinery.sampler import TransformersSampler
+from machinery.trained import saved_weights
 from tests.bench_memory import random_model, rows
 
 MODEL = "assets/countdown"
@@ -194,6 +195,14 @@ def test_a_checkpoint_of_two_processes_is_resumed_by(resumed_by, runs):
     assert [m["step"] for m in metrics(half)] == [1, 2, 3, 4]
     for mine, theirs in zip(metrics(whole), metrics(half)):
         assert mine["train/loss"] == pytest.approx(theirs["train/loss"], abs=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_is_evaluated_by_one(runs):
+    model, resumed = AutoModelForCausalLM.from_pretrained(MODEL), runs / "resumed"
+    for step, run in ((2, "two_steps"), (4, "two")):
+        saved = dict(saved_weights(resumed / f"two/checkpoint/step-00000{step}", model))
+        final = AutoModelForCausalLM.from_pretrained(resumed / run / "final")
+        assert all(torch.equal(saved[name], weight) for name, weight in final.named_parameters())
 
 
 def children(pid: int) -> dict[int, int]:

@@ -115,7 +115,7 @@ def test_no_script_imports_another():
 def test_imports_run_one_way():
     """scripts -> evaluate -> verify -> machinery -> data -> what it reads with; hints stands above."""
     tools = {"machinery/hints.py"}
-    below = {f"machinery/{name}.py" for name in ("tasks", "reading", "templates", "command")}
+    below = {f"machinery/{name}.py" for name in ("tasks", "reading", "templates", "command", "names")}
     machinery = {path for path in source_files() if path.startswith("machinery/")} - tools
     floors = [set(SCRIPTS) | tools, {"evaluate.py"}, {"verify.py"}, machinery - below, {"data.py"}, below]
     for above, floor in pairwise(floors):

@@ -24,7 +24,17 @@ def test_guide_grpo_runs_and_its_engine_follows_the_policy(tmp_path):
     assert [m["step"] for m in steps] == [1, 2, 3]
     assert "engine/gap_max" in steps[2]
     assert all(m["engine/gap_max"] < CLOSE for m in steps if "engine/gap_max" in m)
-    assert json.loads((tmp_path / "run/eval_trained.json").read_text())["versions"]["vllm"]
+    trained = json.loads((tmp_path / "run/eval_trained.json").read_text())
+    assert trained["versions"]["vllm"]
+    # The engine takes over the weights of a checkpoint, and measures what it has measured.
+    args = f"--model {tmp_path}/run --step 3 --sampler vllm --gpu-memory 0.4 --seed 1 --out {tmp_path}/r.json"
+    done = subprocess.run([sys.executable, "evaluate.py", *args.split()], capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0 and "checkpoint/step-000003" in done.stdout, done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["model"].endswith("checkpoint/step-000003") and found["versions"]["vllm"]
+    if DEVICE == "cpu":  # a GPU's kernels need not draw the same twice
+        assert found["problems"] == trained["problems"]
 
 
 @needs_vllm
