@@ -1,20 +1,34 @@
-"""What a GPU does with this code, in under 10 minutes:  python tests/gpu_check.py
+"""What a GPU does with this code, in under 5 minutes:  python tests/gpu_check.py --out gpu.jsonl
 
-Models of the shape of Qwen2.5-1.5B and 7B with random weights, made from their configurations: nothing is
-downloaded. It prints a table of: the update's MFU against the card's own matrix product, peak memory of
-chunked and naive log-probs, the gap between sampler and trainer, tokens a second of rollouts, and the
-Countdown learning run. With --tiny it does the same at a size for which a CPU is enough, which is how the
+Models of the shape of Qwen2.5-1.5B and 7B with random weights, made on the GPU from their configurations:
+nothing is downloaded, and vLLM is not needed. Every figure is printed as it is found, and written to --out as
+a line of JSON. A check that fails prints its traceback, the others go on, and the exit code is 1. A size that
+does not fit into the card's memory is a figure, not a failure.
+
+    peak        memory of a step, chunked and naive log-probs
+    update      MFU, tokens a second and memory of whole updates: sizes of micro-batches and of chunks of
+                logits, with and without gradient checkpointing
+    sampling    tokens a second of rollouts by the number of rows at once; how far sampler and trainer are
+                apart in their log-probs
+    countdown   the run of the README's first command, shorter
+    smollm2     tests/real_model.py --learn, where --smollm2 names the folder that it has made
+
+--only takes some of them. With --tiny it does the same at sizes for which a CPU is enough, which is how the
 test suite runs it.
 """
 
 import argparse
+import gc
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -38,32 +52,69 @@ from machinery.ranks import clip_gradient
 from machinery.run import Clock, TokenMeans
 from machinery.sampler import Sampler
 
+GIB = 2**30
+# Dense bfloat16 of the data sheets, operations a second: what MFU is usually given against.
+DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+CHECKS = ("peak", "update", "sampling", "countdown", "smollm2")  # the cheap ones first
+
+
+@dataclass
+class Update:
+    """How to make an update: a forward and a backward pass over one micro-batch, the optimizer's step."""
+
+    tokens: int  # of the micro-batch
+    checkpointing: bool = True  # gradient checkpointing
+    chunk: int = 2**26  # logits at a time; 2**26 is the scripts'
+
 
 @dataclass
 class Plan:
-    updates_of: tuple[tuple, ...]  # (model, its weights' type, gradient checkpointing, logits a chunk)
+    updates: dict[tuple, list[Update]]  # of (model, its weights' type)
     vocabulary: int
-    tokens: int  # of a micro-batch
     length: int  # of a row, a quarter of it prompt
-    updates: int
+    repeats: int  # updates that are timed
     response: int  # of the row whose peak is measured
-    prompts: int  # of a rollout, 8 samples each
+    sampled: str  # the model that samples
+    batches: tuple[int, ...]  # rows that are sampled at once
     new_tokens: int
-    steps: int  # of the learning run
-    learning: str = ""  # its other options
+    steps: int  # of the Countdown run
+    countdown: str = ""  # its other options
+    smollm2: str = ""  # options of tests/real_model.py
 
 
 FULL = Plan(
-    updates_of=(("1.5B", torch.float32, True, 2**26), ("1.5B", torch.float32, True, 2**28),
-                ("7B", torch.bfloat16, True, 2**26)),
-    vocabulary=VOCABULARY, tokens=16384, length=2048, updates=4, response=4096, prompts=64, new_tokens=512,
-    steps=100,
+    updates={
+        ("1.5B", torch.float32): [
+            Update(16384), Update(16384, chunk=2**24), Update(16384, chunk=2**28), Update(4096),
+            Update(32768), Update(4096, False), Update(8192, False), Update(16384, False),
+        ],
+        ("7B", torch.bfloat16): [
+            Update(4096), Update(16384), Update(16384, chunk=2**28), Update(2048, False), Update(8192, False),
+        ],
+    },
+    vocabulary=VOCABULARY, length=2048, repeats=3, response=4096,
+    sampled="1.5B", batches=(8, 128, 768), new_tokens=256,
+    steps=60,
 )
 TINY = Plan(
-    updates_of=(("tiny", torch.float32, True, 2**26), ("tiny", torch.bfloat16, False, 2**14)),
-    vocabulary=512, tokens=256, length=64, updates=2, response=64, prompts=4, new_tokens=16,
-    steps=1, learning="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
+    updates={
+        ("tiny", torch.float32): [Update(256), Update(128, False)],
+        ("tiny", torch.bfloat16): [Update(256, False, 2**14)],
+    },
+    vocabulary=512, length=64, repeats=2, response=64,
+    sampled="tiny", batches=(8, 32), new_tokens=16,
+    steps=1, countdown="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
+    smollm2="--steps 1 --prompts 2 --n 2 --problems 4 --eval-n 2",
 )
+
+
+@dataclass
+class Figure:
+    """A row of the table."""
+
+    what: str
+    measured: str  # as a person reads it
+    values: dict  # the same for a program, for --out
 
 
 # ---- how fast the device can be ----------------------------------------------------------------------------
@@ -75,7 +126,7 @@ def matmul_rate(device: str) -> float:
     generator = torch.Generator(device).manual_seed(0)
     a = torch.randn(n, n, generator=generator, device=device).to(dtype)  # zeros would be faster
     times = []
-    for _ in range(3):  # the first one warms up
+    for _ in range(20 if device == "cuda" else 3):  # the first ones warm up
         clock = Clock()
         for _ in range(4):
             a @ a
@@ -108,46 +159,98 @@ def train_flops(model: torch.nn.Module, lengths: list[tuple[int, int]]) -> float
     return float(sum(6 * (weights * n + head * t) + attention * n * n for n, t in lengths))
 
 
-# ---- the rows of the table ---------------------------------------------------------------------------------
+# ---- the checks --------------------------------------------------------------------------------------------
 
-def show(what: str, value: str) -> None:
-    print(f"| {what} | {value} |", flush=True)
+def peak(plan: Plan, device: str) -> Iterator[Figure]:
+    """Peak memory of a step with chunked and with naive log-probs."""
+    size = plan.sampled
+    two_layers = {"num_hidden_layers": 2, "vocab_size": plan.vocabulary}
+    (_, chunked, mine), (_, naive, theirs) = compare(size, 512, plan.response, device, **two_layers)
+    apart = (mine - theirs).abs().max().item()
+    said = f"chunked {chunked / MIB:.0f} MiB, naive {naive / MIB:.0f} MiB, log-probs {apart:.1e} apart"
+    yield Figure(f"peak of a step over {plan.response} response tokens, {size} with 2 layers", said,
+                 {"chunked_bytes": chunked, "naive_bytes": naive, "apart": apart})
 
 
-def update_speed(plan: Plan, size: str, dtype, checkpointing: bool, chunk: int, device: str) -> None:
-    """Whole updates, optimizer included: MFU and peak memory."""
+def update(plan: Plan, device: str) -> Iterator[Figure]:
+    """Whole updates: MFU, tokens a second, and on a GPU where its memory goes."""
+    for (size, dtype), ways in plan.updates.items():
+        yield from updates_of(plan, size, dtype, ways, device)
+        free_memory(device)
+
+
+def updates_of(plan: Plan, size: str, dtype, ways: list[Update], device: str) -> Iterator[Figure]:
+    """The updates of one model, which is made once."""
+    start = allocated(device)
     model = random_model(size, device, dtype, vocab_size=plan.vocabulary)
-    if checkpointing:
-        model.train()
-        model.gradient_checkpointing_enable()
+    weights = allocated(device) - start
     # float32: master weights and autocast, as in the scripts. bfloat16: all of 7B on one card, which the
     # scripts shard.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device == "cuda")
     mixed = device == "cuda" and dtype == torch.float32
+    precision = str(dtype).removeprefix("torch.")
+    for way in ways:
+        what = f"update of {size}, {precision} weights, "
+        what += "gradient checkpointing, " if way.checkpointing else ""
+        what += f"{way.tokens} tokens, 2^{way.chunk.bit_length() - 1} logits a chunk"
+        asked = {"model": size, "weights": precision, "tokens": way.tokens, "chunk": way.chunk,
+                 "checkpointing": way.checkpointing}
+        seconds = None
+        try:
+            seconds, most = time_updates(plan, way, model, optimizer, mixed, device)
+        except torch.OutOfMemoryError:  # a figure too
+            optimizer.zero_grad()
+        free_memory(device)
+        if seconds is None:
+            yield Figure(what, "does not fit into the card's memory", {**asked, "fits": False})
+            continue
+        prompt, n = plan.length // 4, way.tokens // plan.length
+        flops = train_flops(model, [(plan.length, plan.length - prompt)] * n)
+        found = {"seconds": seconds, "tokens_per_s": way.tokens / seconds, "flops_per_s": flops / seconds,
+                 "of_matmul": flops / seconds / matmul_rate(device)}
+        said = f"{way.tokens / seconds:.0f} tokens/s, MFU {found['of_matmul']:.1%} of the matrix product"
+        if device == "cuda" and (sheet := data_sheet()):
+            found["of_data_sheet"] = flops / seconds / sheet
+            said += f", {found['of_data_sheet']:.1%} of the data sheet"
+        if device == "cuda":
+            adam = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+            # At the least: the activations are largest before there is a gradient.
+            rest = most - start - 2 * weights - adam
+            found |= {"weight_bytes": weights, "gradient_bytes": weights, "optimizer_bytes": adam,
+                      "peak_bytes": most, "other_bytes": rest}
+            said += (f"; GiB: weights {weights / GIB:.1f}, gradients the same, AdamW {adam / GIB:.1f}, "
+                     f"activations and logits {rest / GIB:.1f}, peak {most / GIB:.1f}")
+        yield Figure(what, said, asked | {"fits": True} | found)
+
+
+def time_updates(plan: Plan, way: Update, model, optimizer, mixed: bool, device: str) -> tuple[float, int]:
+    """Median seconds of an update, and the most bytes that were allocated (0 on a CPU)."""
+    model.train()  # layers recompute in training mode only
+    if way.checkpointing:
+        model.gradient_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_disable()
     autocast = torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False)
-    n, prompt = plan.tokens // plan.length, plan.length // 4
+    n, prompt = way.tokens // plan.length, plan.length // 4
     ids = rows(n, prompt, plan.length - prompt, plan.vocabulary, device)
     times = []
-    for _ in range(1 + plan.updates):  # the first one warms up
+    for _ in range(1 + plan.repeats):  # the first one warms up
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         clock = Clock()
-        step(partial(token_logprobs, chunk=chunk), model, ids, autocast)
+        step(partial(token_logprobs, chunk=way.chunk), model, ids, autocast)
         clip_gradient(model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clock("update")
         times.append(clock.seconds["update"])
-    seconds = float(np.median(times[1:]))
-    flops = train_flops(model, [(plan.length, plan.length - prompt)] * n)
-    mfu = flops / seconds / matmul_rate(device)
-    what = [f"update of {size}", f"{str(dtype).removeprefix('torch.')} weights"]
-    what += ["gradient checkpointing"] if checkpointing else []
-    what += [f"{n} rows of {plan.length} tokens", f"2^{chunk.bit_length() - 1} logits a chunk"]
-    memory = f", peak {torch.cuda.max_memory_allocated() / MIB / 1024:.1f} GiB" if device == "cuda" else ""
-    show(", ".join(what), f"MFU {mfu:.1%}, {n * plan.length / seconds:.0f} tokens/s{memory}")
+    most = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return float(np.median(times[1:])), most
 
 
-def sampling(plan: Plan, size: str, device: str, backend: str) -> None:
-    """Tokens a second of a rollout, and how far its log-probs are from the trainer's."""
+def sampling(plan: Plan, device: str, backend: str) -> Iterator[Figure]:
+    """Tokens a second of rollouts, and how far their log-probs are from the trainer's."""
+    size = plan.sampled
     with tempfile.TemporaryDirectory() as folder:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model = random_model(size, device, dtype, vocab_size=plan.vocabulary)
@@ -157,14 +260,17 @@ def sampling(plan: Plan, size: str, device: str, backend: str) -> None:
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(Path(data.EMBEDDED_MODEL) / file, folder)
         sampler = Sampler(folder, backend, device)
-        prompts = [row.tolist() for row in rows(plan.prompts, 64, 0, 300, "cpu")[0]]
-        sampler.generate(prompts[:1], 1, 1.0, 8, seed=0)
+    for batch in plan.batches:
+        prompts = [row.tolist() for row in rows(batch // 8, 64, 0, 300, "cpu")[0]]
+        sampler.generate(prompts, 8, 1.0, 8, seed=0)  # warms up
         clock = Clock()
         groups = sampler.generate(prompts, 8, 1.0, plan.new_tokens, seed=0)
         clock("rollout", sum(len(s.ids) for group in groups for s in group))
-    speed = clock.tokens["rollout"] / clock.seconds["rollout"]
-    show(f"rollouts of {size}, {backend}, {plan.prompts} x 8 of up to {plan.new_tokens} tokens",
-         f"{speed:.0f} tokens/s")
+        seconds, tokens = clock.seconds["rollout"], clock.tokens["rollout"]
+        said = f"{tokens / seconds:.0f} tokens/s, {1000 * seconds / plan.new_tokens:.1f} ms a forward pass"
+        yield Figure(f"rollouts of {size}, {backend}, {batch} rows of up to {plan.new_tokens} tokens", said,
+                     {"model": size, "engine": backend, "rows": batch, "seconds": seconds, "tokens": tokens,
+                      "tokens_per_s": tokens / seconds})
     model = model.float()  # the master weights
     some = [(prompt, group[0]) for prompt, group in zip(prompts, groups)][:8]
     ids = pad([prompt for prompt, _ in some], [s.ids for _, s in some], device)
@@ -177,58 +283,129 @@ def sampling(plan: Plan, size: str, device: str, backend: str) -> None:
         row_T[: len(s.ids)] = torch.tensor(s.logprobs)
     means.add(0.0, mask_NT, logp_NT, engine_NT)
     found = means.metrics()
-    mean, most, k3 = (found[f"engine/{key}"] for key in ("gap_mean", "gap_max", "k3"))
-    show(f"log-probs of {size}, {backend} against the trainer",
-         f"mean {mean:.1e}, max {most:.1e}, k3 {k3:.1e} nats")
+    gap = {key: found[f"engine/{key}"] for key in ("gap_mean", "gap_max", "k3")}
+    said = f"mean {gap['gap_mean']:.1e}, max {gap['gap_max']:.1e}, k3 {gap['k3']:.1e} nats"
+    yield Figure(f"log-probs of {size}, {backend} against the trainer", said,
+                 {"model": size, "engine": backend, **gap})
 
 
-def learning(plan: Plan, device: str) -> None:
+def countdown(plan: Plan, device: str) -> Iterator[Figure]:
     """The run of the README's first command, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        args = f"--steps {plan.steps} --eval-every 0 --sampler transformers --device {device} {plan.learning}"
-        command = [sys.executable, "guide_grpo.py", *args.split(), "--run-dir", f"{folder}/run"]
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"guide_grpo.py {args}\n{done.stderr}")
-        seconds = time.perf_counter() - start
-        of_steps = 0.0
-        for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines():
-            of_steps += sum(value for key, value in json.loads(line).items() if key.startswith("time/"))
+        args = f"--steps {plan.steps} --eval-every 0 --sampler transformers --device {device}".split()
+        seconds = timed("guide_grpo.py", *args, *plan.countdown.split(), "--run-dir", f"{folder}/run")
+        phases = medians(Path(folder) / "run")
         results = [read_result(f"{folder}/run/eval_{name}.json") for name in ("base", "trained")]
-    base, trained = (curve(result)[0][1] for result in results)
-    show(f"Countdown, guide_grpo.py, {plan.steps} steps",
-         f"{seconds:.0f} s, of them {of_steps:.0f} in the steps; pass@1 {base:.3f} -> {trained:.3f}")
+    before, after = (curve(result)[0][1] for result in results)
+    said = f"pass@1 {before:.3f} -> {after:.3f}; {seconds:.0f} s in all; seconds of a step: {phases}"
+    yield Figure(f"Countdown, guide_grpo.py, {plan.steps} steps", said,
+                 {"steps": plan.steps, "seconds": seconds, "before": before, "after": after, **phases})
 
+
+def smollm2(plan: Plan, device: str, folder: str) -> Iterator[Figure]:
+    """A real language model learns arithmetic."""
+    with tempfile.TemporaryDirectory() as out:
+        options = ["--learn", "--folder", folder, "--device", device, "--out", out, *plan.smollm2.split()]
+        seconds = timed("tests/real_model.py", *options, shown=True)
+        learned = json.loads((Path(out) / "learned.json").read_text())
+        phases = medians(Path(out) / "learn")
+    said = f"pass@1 {learned['before']:.3f} -> {learned['after']:.3f}; {seconds:.0f} s in all; "
+    said += f"seconds of a step: {phases}"
+    yield Figure(f"SmolLM2-135M, grpo.py, {learned['steps']} steps", said,
+                 {"seconds": seconds, **learned, **phases})
+
+
+# ---- what they share ---------------------------------------------------------------------------------------
+
+def allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def free_memory(device: str) -> None:
+    """What nothing refers to any more goes back to the card, so that the next peak is its own."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def data_sheet() -> float | None:
+    """Operations a second of the card by its data sheet; None for a card that is not in DATA_SHEET."""
+    name = torch.cuda.get_device_name()
+    return next((rate for card, rate in DATA_SHEET.items() if card in name), None)
+
+
+def timed(script: str, *options, shown: bool = False) -> float:
+    """Seconds of `python script options`. Raises CalledProcessError, after what it said, if it fails."""
+    start = time.perf_counter()
+    output = None if shown else subprocess.PIPE
+    done = subprocess.run([sys.executable, script, *options], cwd=ROOT, stdout=output,
+                          stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+    done.check_returncode()
+    return time.perf_counter() - start
+
+
+def medians(run: Path) -> dict[str, float]:
+    """Median seconds of a step's phases, of all steps but the first, and their sum."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = lines[1:] or lines
+    found = {}
+    for key in [key for key in lines[-1] if key.startswith("time/")]:
+        found[key.removeprefix("time/")] = round(float(np.median([line.get(key, 0.0) for line in lines])), 3)
+    return {**found, "whole": round(sum(found.values()), 3)}
+
+
+# ---- the command -------------------------------------------------------------------------------------------
 
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
-    plan = TINY if parser.parse_args().tiny else FULL
-    device = "cpu" if plan is TINY else "cuda"
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=CHECKS, help="these checks alone")
+    parser.add_argument("--smollm2", default="", help="the folder that tests/real_model.py has made")
+    parser.add_argument("--out", default="", help="a file for the figures, a line of JSON each")
+    args = parser.parse_args()
+    plan, device = (TINY, "cpu") if args.tiny else (FULL, "cuda")
+    if "smollm2" in args.only and args.only != CHECKS and not args.smollm2:
+        parser.error("--only smollm2 needs --smollm2 FOLDER, which python tests/real_model.py makes")
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU; --tiny runs the same checks on a CPU")
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    print(f"{name}; " + ", ".join(f"{package} {version}" for package, version in versions().items()))
+
+    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    about = {"machine": machine, **versions()}
+    print("; ".join([machine, *(f"{package} {version}" for package, version in versions().items())]))
     print("| what | measured |\n|---|---|")
-    precision = "bfloat16" if device == "cuda" else "float32"
-    show(f"matrix product, {precision}", f"{matmul_rate(device) / 1e12:.2f} TFLOP/s")
-    size = plan.updates_of[0][0]
-    two_layers = {"num_hidden_layers": 2, "vocab_size": plan.vocabulary}
-    (_, chunked, mine), (_, naive, theirs) = compare(size, 512, plan.response, device, **two_layers)
-    apart = (mine - theirs).abs().max()
-    show(f"peak of a step over {plan.response} response tokens, {size} with 2 layers",
-         f"chunked {chunked / MIB:.0f} MiB, naive {naive / MIB:.0f} MiB, log-probs {apart:.1e} apart")
-    sampling(plan, size, device, "transformers")
+    rate, precision = matmul_rate(device), "bfloat16" if device == "cuda" else "float32"
+    first = Figure(f"matrix product, {precision}", f"{rate / 1e12:.2f} TFLOP/s", {"flops_per_s": rate})
+    checks = {"peak": [peak], "update": [update], "countdown": [countdown],
+              "sampling": [partial(sampling, backend="transformers")], "smollm2": []}
     if device == "cuda" and find_spec("vllm"):
-        sampling(plan, size, device, "vllm")
-    learning(plan, device)
-    for update in plan.updates_of:  # the largest model last: it may not fit
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        update_speed(plan, *update, device)
+        checks["sampling"].append(partial(sampling, backend="vllm"))
+    if args.smollm2:
+        checks["smollm2"].append(partial(smollm2, folder=args.smollm2))
+    with open(args.out or os.devnull, "w", buffering=1) as out:  # line by line
+        show(first, about, out)
+        failed = []
+        for name in args.only:
+            for check in checks[name]:
+                start = time.perf_counter()
+                try:
+                    for figure in check(plan, device):
+                        show(figure, about, out)
+                except Exception:  # of any kind: told below and by the exit code
+                    traceback.print_exc()
+                    failed.append(name)
+                free_memory(device)
+                print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if failed:
+        sys.exit(f"error: failed, with the tracebacks above: {', '.join(failed)}")
+
+
+def show(figure: Figure, about: dict, out) -> None:
+    """A row of the table on the screen, and a line of JSON to the file `out`."""
+    print(f"| {figure.what} | {figure.measured} |", flush=True)
+    out.write(json.dumps({"what": figure.what, **figure.values, **about}) + "\n")
 
 
 if __name__ == "__main__":

@@ -337,3 +337,25 @@ def test_the_gpu_check_runs_at_a_tiny_size(capsys, monkeypatch):
                  "update of tiny, float32", "update of tiny, bfloat16"):
         assert any(line.startswith(f"| {what}") for line in table), what
     assert all("MFU" in line for line in table if "update of" in line)
+
+
+def test_a_check_that_fails_costs_no_other_its_figures(tmp_path, monkeypatch, capsys):
+    def broken(plan, device):
+        yield gpu_check.Figure("before", "1", {"found": 1})
+        raise RuntimeError("a kernel is missing")
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("8 GiB more")
+
+    monkeypatch.setattr(gpu_check, "peak", broken)
+    monkeypatch.setattr(gpu_check, "time_updates", too_large)
+    monkeypatch.setattr(gpu_check, "matmul_rate", lambda device: 1e12)
+    out = tmp_path / "figures.jsonl"
+    argv = ["gpu_check.py", "--tiny", "--only", "peak", "update", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match=r"^error: failed, with the tracebacks above: peak$"):
+        gpu_check.main()
+    assert "RuntimeError: a kernel is missing" in capsys.readouterr().err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.get("found") for line in lines[:2]] == [None, 1]
+    assert [line["fits"] for line in lines[2:]] == [False, False, False]  # a figure, no failure
