@@ -67,7 +67,7 @@ def test_the_split_is_that_of_evaluate():
 
 
 def test_a_band_covers_seeds_and_problems():
-    """Of values = seed effect + problem effect, with 40 seeds and 200 problems, about as wide as theory says."""
+    """Of values = seed effect + problem effect: about as wide as theory says."""
     rng = np.random.default_rng(0)
     values_SP = rng.normal(0, 0.2, (40, 1)) + rng.normal(0, 1.0, (1, 200))
     mean, low, high = tables.mean_band(values_SP, "some")
