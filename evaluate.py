@@ -338,7 +338,9 @@ def main(args: Args) -> None:
     if args.hint_effect:
         stem = args.out.removesuffix(".json")
         outs = {f"{stem}_plain.json": False, f"{stem}_hinted.json": True}
-    longest = max(len(prompt.hinted if any(outs.values()) else prompt.plain) for prompt in prompts)
+    longest = max(len(prompt.hinted) if args.hinted else len(prompt.plain) for prompt in prompts)
+    if args.hint_effect:
+        longest = max(longest, *(len(prompt.hinted) for prompt in prompts))
     max_tokens = args.max_tokens or min(4096, sampler.positions - longest)
     if max_tokens < 4096 and not args.max_tokens and rank() == 0:
         left = f"what the model's {sampler.positions} positions leave beside a prompt of {longest}"
@@ -347,7 +349,8 @@ def main(args: Args) -> None:
     sampling = {"n": args.n, "temperature": args.temperature, "max_tokens": max_tokens, "seed": args.seed,
                 "top_p": args.top_p, "top_k": args.top_k}
     settings = {**about, **sampling, **versions(), "device": device, "processes": world(),
-                "prompts": data.fingerprint(prompts), "files": files_of(weights), "format": 2}
+                "prompts": data.fingerprint(prompts), "files": files_of(weights),
+                "format": 2}  # of a chunk: its sums since 2
     kept, results = {}, {}
     for out, hinted in outs.items():
         kept[out] = Kept(Path(f"{out}.unfinished{rank() or ''}"), {**settings, "hinted": hinted})

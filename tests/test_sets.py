@@ -46,6 +46,7 @@ def mixed(tmp_path_factory):
     return guide_grpo.main(args), files
 
 
+@pytest.mark.slow
 def test_three_domains_are_trained_on_and_shown_apart(mixed):
     run, _ = mixed
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -63,6 +64,7 @@ def test_three_domains_are_trained_on_and_shown_apart(mixed):
     assert all((asked in prompt) == ("Which is" in prompt) for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_a_mixed_run_goes_on_with_the_data_that_it_had(mixed, tmp_path):
     run, files = mixed
     half = tmp_path / "run"

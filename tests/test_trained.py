@@ -14,6 +14,7 @@ from evaluate import Args, main, read_args
 from machinery.compare import curve, read_result
 from machinery.trained import find_weights, saved_weights
 
+pytestmark = pytest.mark.slow
 MODEL = "assets/countdown"
 
 
