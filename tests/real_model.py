@@ -10,11 +10,11 @@ Face folder in bfloat16, runs/smollm2, once; git ignores runs/.
 
 The checks make two steps each, minutes on a CPU. The learning run is for a GPU: on a CPU it takes hours.
 
-The questions are sums in one or two steps: "What is 8 - 3 + 9?". A reward of 0 in every sample teaches nothing,
-and so the model needs a way to its first right answers. Asked through its chat template, with the usual
-instruction, it puts hardly an answer into a box. So each question begins with worked examples, an equation a
-step, and --template plain puts nothing else around it. Answers without their equations were not enough. Samples
-at temperature 1, 48 to 128 of each:
+The questions are sums in one or two steps: "What is 8 - 3 + 9?". A reward of 0 in every sample teaches
+nothing, and so the model needs a way to its first right answers. Asked through its chat template, with the
+usual instruction, it puts hardly an answer into a box. So each question begins with worked examples, an
+equation a step, and --template plain puts nothing else around it. Answers without their equations were not
+enough. Samples at temperature 1, 48 to 128 of each:
 
     two-digit sums, chat template, one example and the instruction     .03 in a box, none right
     two-digit sums, plain, two examples: \boxed{77}                    .92 in a box, .02 right
