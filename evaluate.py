@@ -75,6 +75,8 @@ def chunk_result(prompts, groups, scored) -> dict:
         length = round(sum(len(sample.ids) for sample in samples) / n, 2)
         problem = prompt.problem
         rows.append({"id": problem.id, "domain": problem.domain, "n": n, "c": right, "mean_length": length})
+        if "kind" in problem.meta:
+            rows[-1]["kind"] = str(problem.meta["kind"])
     return {"problems": rows, "verdicts": verdicts}
 
 
@@ -115,6 +117,20 @@ class HeldOut:
         if not self.name or not self.args.eval_every or step == 0 or step % self.args.eval_every:
             return {}
         return {f"eval/pass@{k}": mean for k, mean, _, _ in curve(self.measure(min(8, self.args.eval_n)))}
+
+
+def start_line(prompts: list[data.Prompt], counts: dict, held_out: HeldOut) -> str:
+    """What a run begins with: the problems it trains on, what was left out, what it is measured on."""
+    said = [f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint"]
+    if counts["too_long"]:
+        said.append(f"{counts['too_long']} too long and left out (--max-prompt, --max-response)")
+    if counts["hints_too_long"]:
+        said.append(f"{counts['hints_too_long']} hints too long and left out")
+    if held_out.name:
+        said.append(f"{len(held_out.prompts)} held-out problems of {held_out.name}")
+    else:
+        said.append("none held out, so pass@k is not measured: name some with --eval-data")
+    return "; ".join(said)
 
 
 def accuracy(group: list) -> float:
@@ -206,7 +222,7 @@ PRESETS = {  # how the papers measure: docs/papers.md
 @dataclass
 class Args:
     model: str = ""  # hub id or folder
-    data: str = "countdown"  # countdown, sea, a hub id, a local file, or several, with commas between
+    data: str = "sea"  # sea, countdown, a hub id, a local file, or several, with commas between
     preset: Literal["", *PRESETS] = ""  # template and sampling as in a paper; options given beside it win
     split: str = "test"  # of a hub id or an embedded task; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all

@@ -2,9 +2,9 @@
 
 Models of the shape of Qwen2.5-1.5B and 7B with random weights, made from their configurations: nothing is
 downloaded. It prints a table of: the update's MFU against the card's own matrix product, peak memory of
-chunked and naive log-probs, the gap between sampler and trainer, tokens a second of rollouts, and the
-Countdown learning run. With --tiny it does the same at a size for which a CPU is enough, which is how the
-test suite runs it.
+chunked and naive log-probs, the gap between sampler and trainer, tokens a second of rollouts, and
+guide_grpo.py's learning run "at sea". With --tiny it does the same at a size for which a CPU is enough, which
+is how the test suite runs it.
 """
 
 import argparse
@@ -197,7 +197,7 @@ def learning(plan: Plan, device: str) -> None:
             of_steps += sum(value for key, value in json.loads(line).items() if key.startswith("time/"))
         results = [read_result(f"{folder}/run/eval_{name}.json") for name in ("base", "trained")]
     base, trained = (curve(result)[0][1] for result in results)
-    show(f"Countdown, guide_grpo.py, {plan.steps} steps",
+    show(f"at sea, guide_grpo.py, {plan.steps} steps",
          f"{seconds:.0f} s, of them {of_steps:.0f} in the steps; pass@1 {base:.3f} -> {trained:.3f}")
 
 

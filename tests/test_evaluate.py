@@ -363,8 +363,8 @@ def test_command_line(tmp_path):
         return done.exitcode, (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
 
     for name, extra in (("plain", ["--max-tokens", 16]), ("hinted", ["--hinted"])):
-        code, _, err = run("--model", MODEL, "--limit", 16, "--n", 8, "--temperature", 1, "--top-p", 1,
-                           "--out", tmp_path / f"{name}.json", *extra)
+        code, _, err = run("--model", MODEL, "--data", "countdown", "--limit", 16, "--n", 8, "--top-p", 1,
+                           "--temperature", 1, "--out", tmp_path / f"{name}.json", *extra)
         assert code == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "hinted.json", "out", "plain.json"]
     plain, hinted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "hinted"))
