@@ -130,6 +130,8 @@ def start_line(prompts: list[data.Prompt], counts: dict, held_out: HeldOut) -> s
         said.append(f"{len(held_out.prompts)} held-out problems of {held_out.name}")
     else:
         said.append("none held out, so pass@k is not measured: name some with --eval-data")
+    if held_out.args.model == data.EMBEDDED_MODEL and held_out.args.data not in data.tasks.TASKS:
+        said.append("without --model the one of Countdown stands in")
     return "; ".join(said)
 
 

@@ -45,7 +45,7 @@ class TaskArgs:
     data_split: str = "train"  # of a hub id or an embedded task; a part of any: train[:1000]
     template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: an embedded task's own, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
-    max_response: int = 0  # tokens; the papers use 3072; 0: what the embedded task needs, 24 or 16
+    max_response: int = 0  # tokens; the papers use 3072; 0: what the embedded model needs, else 1024
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     seed: int = 0  # of the order of problems and of training's samples
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
@@ -58,8 +58,9 @@ class TaskArgs:
 
     def __post_init__(self):
         task = TASKS.get(self.data, TASKS["countdown"])  # whose model also stands in on other data
+        needed = task.max_response if self.data in TASKS or not self.model else 1024
+        self.max_response = self.max_response or needed
         self.model = self.model or task.model
-        self.max_response = self.max_response or task.max_response
 
 
 @dataclass
@@ -68,7 +69,7 @@ class MachineArgs:
 
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
     steps: int = 140  # rollout batches
-    eval_every: int = 20  # steps; 0: at the start and the end only
+    eval_every: int = 25  # steps; 0: at the start and the end only
     save_every: int = 50  # steps between checkpoints; 0: when stopped and at the end only
     keep: int = 2  # newest checkpoints kept
     track: Literal["", "tensorboard", "wandb", "trackio"] = ""  # log there too, besides metrics.jsonl

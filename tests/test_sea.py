@@ -176,10 +176,11 @@ def test_data_picks_model_and_length_of_a_response(monkeypatch):
     countdown, sea = (str(Path(grpo.__file__).parent / "assets" / name) for name in ("countdown", "sea"))
     seen = []
     for options in (["--data", "sea"], ["--data", "sea:v1", "--model", "M", "--max-response", "9"], [],
-                    ["--data", "countdown"], ["--data", "mine.jsonl"], ["--max-response", "99"]):
+                    ["--data", "countdown"], ["--data", "mine.jsonl"], ["--max-response", "99"],
+                    ["--data", "mine.jsonl", "--model", "M"]):
         monkeypatch.setattr(sys, "argv", ["grpo.py", *options])
         launch(lambda args: seen.append((args.model, args.max_response)), grpo.Args)
-    assert seen == [(sea, 24), ("M", 9), (sea, 24), (countdown, 16), (countdown, 16), (sea, 99)]
+    assert seen == [(sea, 24), ("M", 9), (sea, 24), (countdown, 16), (countdown, 16), (sea, 99), ("M", 1024)]
 
 
 def test_a_run_without_data_is_at_sea_and_ends_with_what_became_of_each_kind(tmp_path, monkeypatch, capsys):
