@@ -458,7 +458,7 @@ def draw(n_problems: int, count: int, step: int, seed: int, stream: int = 0) -> 
 
 @dataclass
 class Args:
-    data: str = "countdown"  # countdown, sea, a hub id (openai/gsm8k:main), a local file; or several, a,b
+    data: str = "sea"  # sea, countdown, a hub id (openai/gsm8k:main), a local file; or several, a,b
     split: str = "train"  # of a hub id or an embedded task; a part of any: train[:100]
     verifier: str = ""  # as in the training scripts: an answer may be missing
     show: int = 3  # how many problems

@@ -87,6 +87,8 @@ def chunk_result(prompts, groups, scored) -> dict:
         sums["logp"] += sum(sum(sample.logprobs) for sample in samples)
         problem, length = prompt.problem, round(tokens / n, 2)
         rows.append({"id": problem.id, "domain": problem.domain, "n": n, "c": right, "mean_length": length})
+        if "kind" in problem.meta:
+            rows[-1]["kind"] = str(problem.meta["kind"])
     return {"problems": rows, "verdicts": verdicts, "sums": sums}
 
 
@@ -147,6 +149,23 @@ class HeldOut:
         result = self.measure(min(8, self.args.eval_n))
         found = {f"eval/pass@{k}": mean for k, mean, _, _ in curve(result)}
         return found if result["entropy"] is None else {**found, "eval/entropy": result["entropy"]}
+
+
+def start_line(prompts: list[data.Prompt], counts: dict, held_out: HeldOut) -> str:
+    """What a run begins with: the problems it trains on, what was left out, what it is measured on."""
+    said = [f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint"]
+    if counts["too_long"]:
+        said.append(f"{counts['too_long']} too long and left out (--max-prompt, --max-response)")
+    if counts["hints_too_long"]:
+        said.append(f"{counts['hints_too_long']} hints too long and left out")
+    if held_out.name:
+        said.append(f"{len(held_out.prompts)} held-out problems of {held_out.name}")
+    else:
+        said.append("none held out, so pass@k is not measured: name some with --eval-data")
+    own = not any(name in data.tasks.TASKS for name in names_of(held_out.args.data))
+    if own and held_out.args.model == data.EMBEDDED_MODEL:
+        said.append("without --model the one of Countdown stands in")
+    return "; ".join(said)
 
 
 def accuracy(group: list) -> float:
@@ -239,7 +258,7 @@ PRESETS = {  # how the papers measure: docs/papers.md
 class Args:
     model: str = ""  # hub id or folder; or a run's, whose own problems, template .. are the defaults then
     step: int | None = None  # of a run: its checkpoint of that step, 0 its start; none: final/, or the newest
-    data: str = "countdown"  # countdown, sea, a hub id, a local file, or several, with commas between
+    data: str = "sea"  # sea, countdown, a hub id, a local file, or several, with commas between
     preset: Literal["", *PRESETS] = ""  # template and sampling as in a paper; options given beside it win
     split: str = "test"  # of a hub id or an embedded task; a part of any: test[:100]
     limit: int = 0  # that many problems, the same ones for every model; 0: all

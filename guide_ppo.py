@@ -26,8 +26,8 @@ Differs from the papers:
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
   - n samples per prompt, as in GRPO: the critic, not the group, is the baseline. It shares no weights.
 
-Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
-commands of the papers' settings.
+Without options: the embedded 0.8 M model on the task "at sea" (`--data countdown` is another), in minutes on
+a laptop. docs/papers.md has the commands of the papers' settings.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -450,7 +450,7 @@ def main(args: Args) -> Path:
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr,
                                          weight_decay=args.weight_decay, fused=device == "cuda")
     run = Run(args, __file__, [*prompts, *held_out.prompts])
-    print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
+    print(evaluate.start_line(prompts, counts, held_out))
     held_out.write(run.folder / "eval_base.json", again=False)
 
     for step in run.steps(policy=policy, optimizer=optimizer, critic=critic, critic_opt=critic_optimizer):

@@ -15,8 +15,8 @@ Differs from the paper:
     of prompts n / mini_batches rows, and the last one, of what is left, counts by its size.
 And from grpo.py: *advantage*, dropped rows, no KL term, no refills, defaults.
 
-Without options: the embedded 0.8 M model on Countdown, in minutes on a laptop. docs/papers.md has the
-commands of the papers' settings, and of Dr. GRPO and DAPO.
+Without options: the embedded 0.8 M model on the task "at sea" (`--data countdown` is another), in minutes on
+a laptop. docs/papers.md has the commands of the papers' settings, and of Dr. GRPO and DAPO.
 """
 
 import machinery  # isort: skip  # noqa: F401  how threads wait, set before torch loads
@@ -273,7 +273,7 @@ def main(args: Args) -> Path:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
                                   fused=device == "cuda")
     run = Run(args, __file__, [*prompts, *held_out.prompts])
-    print(f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint, {counts}")
+    print(evaluate.start_line(prompts, counts, held_out))
     held_out.write(run.folder / "eval_base.json", again=False)
 
     for step in run.steps(policy=policy, optimizer=optimizer):

@@ -22,8 +22,8 @@ The 256 held-out problems, 256 samples each at temperature 1; 99.8 % of all move
     plain     .139   .233   .350   .472   .590   .696   .791   .881   .945
     hinted    .700   .897   .983   .996   .997   .998   .999  1.000  1.000
 
-    python evaluate.py --model assets/countdown --n 256 --temperature 1 --top-p 1 --max-tokens 16 [--hinted] \
-        --out base.json
+    python evaluate.py --model assets/countdown --data countdown --n 256 --temperature 1 --top-p 1 \
+        --max-tokens 16 [--hinted] --out base.json
 """
 
 import argparse

@@ -100,13 +100,13 @@ def curve(result: dict) -> list[tuple[int, float, float, float]]:
 
 
 def parts(result: dict) -> dict[str, list[int]]:
-    """The rows of each data set, or where there is one, of each domain; empty where that is one too."""
-    for key in ("data", "domain"):
+    """The rows of each data set; of each kind or domain where it is one; empty where those are one too."""
+    for key in ("data", "kind", "domain"):
         found: dict[str, list[int]] = {}
         for i, row in enumerate(result["problems"]):
             found.setdefault(row.get(key, "other"), []).append(i)
         if len(found) > 1:
-            return found
+            return found if key == "data" else dict(sorted(found.items()))
     return {}
 
 
@@ -320,7 +320,7 @@ def gain_table(results: dict[str, dict]) -> str:
 
 
 def part_table(results: dict[str, dict]) -> str:
-    """pass@1 of each data set or domain, its change, and the mean over them, each counted once."""
+    """pass@1 of each data set, kind or domain, its change, and the mean over them, each counted once."""
     (_, base), *others = results.items()
     found, rates = parts(base), []
     for result in results.values():
@@ -339,7 +339,7 @@ def part_table(results: dict[str, dict]) -> str:
 
 
 def part_curves(result: dict) -> str:
-    """pass@k of each data set or domain of one result, and the mean over them, each counted once."""
+    """pass@k of each data set, kind or domain of one result, and the mean over them, each counted once."""
     n, c = counts(result)
     ks, rows, means_XK = ks_of(result), [], []
     for label, numbers in parts(result).items():

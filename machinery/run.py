@@ -42,11 +42,11 @@ class TaskArgs:
     """What is learned, and how it is measured: a resumed run keeps it."""
 
     model: str = ""  # Hugging Face hub id or folder; empty: the embedded one for --data
-    data: str = "countdown"  # countdown, sea, hub id (openai/gsm8k:main), .jsonl, .csv ..; or several: a,b
+    data: str = "sea"  # sea, countdown, hub id (openai/gsm8k:main), .jsonl, .csv ..; or several: a,b
     data_split: str = "train"  # of a hub id or an embedded task; a part of any: train[:1000]
     template: Literal["auto", *TEMPLATES] = "auto"  # of the prompt; auto: an embedded task's own, else chat
     max_prompt: int = 1024  # longer prompts are left out and counted, tokens
-    max_response: int = 0  # tokens; the papers use 3072; 0: what the embedded task needs, 16 or 24
+    max_response: int = 0  # tokens; the papers use 3072; 0: what the embedded model needs, else 1024
     verifier: str = ""  # module:function of your own, (completion, problem) -> bool
     seed: int = 0  # of the order of problems and of training's samples
     sampler: Literal["auto", "transformers", "vllm"] = "auto"  # engine; auto: vllm if there is a GPU for it
@@ -59,9 +59,10 @@ class TaskArgs:
 
     def __post_init__(self):
         named = [TASKS[name] for name in names_of(self.data) if name in TASKS]
-        named = named or [TASKS["countdown"]]  # whose model also stands in on other data
-        self.model = self.model or named[0].model
-        self.max_response = self.max_response or max(task.max_response for task in named)
+        tasks = named or [TASKS["countdown"]]  # whose model also stands in on other data
+        needed = max(task.max_response for task in tasks) if named or not self.model else 1024
+        self.max_response = self.max_response or needed
+        self.model = self.model or tasks[0].model
 
 
 @dataclass
@@ -69,7 +70,7 @@ class MachineArgs:
     """How long it runs, and on what: may change when a run is resumed."""
 
     resume: str = ""  # a run's folder: go on from its newest checkpoint, with its args
-    steps: int = 200  # rollout batches
+    steps: int = 140  # rollout batches
     eval_every: int = 25  # steps; 0: at the start and the end only
     save_every: int = 50  # steps between checkpoints; 0: when stopped and at the end only
     keep: int = 2  # newest checkpoints kept
@@ -90,9 +91,9 @@ class RunArgs(MachineArgs, TaskArgs):
     """What every script is told besides its algorithm. Dataclasses take the fields of the last base first."""
 
 
-AT_LEAST_1 = set("""prompts n max_prompt max_response mini_batches micro_tokens eval_problems
-                    eval_n keep tensor_parallel workers""".split())
-AT_LEAST_0 = set("""steps warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
+AT_LEAST_1 = set("""steps prompts n max_prompt max_response mini_batches micro_tokens
+                    eval_problems eval_n keep tensor_parallel workers""".split())
+AT_LEAST_0 = set("""warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
                     critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
                     guide_gamma tis_cap eval_temperature temperature critic_mini_batches step""".split())
 ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}

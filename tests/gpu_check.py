@@ -10,7 +10,7 @@ does not fit into the card's memory is a figure, not a failure.
                 logits, with and without gradient checkpointing
     sampling    tokens a second of rollouts by the number of rows at once; how far sampler and trainer are
                 apart in their log-probs
-    countdown   the run of the README's first command, shorter
+    sea         the run of the README's first command, shorter
     smollm2     tests/real_model.py --learn, where --smollm2 names the folder that it has made
 
 --only takes some of them. With --tiny it does the same at sizes for which a CPU is enough, which is how the
@@ -55,7 +55,7 @@ from machinery.sampler import Sampler
 GIB = 2**30
 # Dense bfloat16 of the data sheets, operations a second: what MFU is usually given against.
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-CHECKS = ("peak", "update", "sampling", "countdown", "smollm2")  # the cheap ones first
+CHECKS = ("peak", "update", "sampling", "sea", "smollm2")  # the cheap ones first
 
 
 @dataclass
@@ -77,8 +77,8 @@ class Plan:
     sampled: str  # the model that samples
     batches: tuple[int, ...]  # rows that are sampled at once
     new_tokens: int
-    steps: int  # of the Countdown run
-    countdown: str = ""  # its other options
+    steps: int  # of the run at sea
+    sea: str = ""  # its other options
     smollm2: str = ""  # options of tests/real_model.py
 
 
@@ -103,7 +103,7 @@ TINY = Plan(
     },
     vocabulary=512, length=64, repeats=2, response=64,
     sampled="tiny", batches=(8, 32), new_tokens=16,
-    steps=1, countdown="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
+    steps=1, sea="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
     smollm2="--steps 1 --prompts 2 --n 2 --problems 4 --eval-n 2",
 )
 
@@ -289,16 +289,16 @@ def sampling(plan: Plan, device: str, backend: str) -> Iterator[Figure]:
                  {"model": size, "engine": backend, **gap})
 
 
-def countdown(plan: Plan, device: str) -> Iterator[Figure]:
+def sea(plan: Plan, device: str) -> Iterator[Figure]:
     """The run of the README's first command, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         args = f"--steps {plan.steps} --eval-every 0 --sampler transformers --device {device}".split()
-        seconds = timed("guide_grpo.py", *args, *plan.countdown.split(), "--run-dir", f"{folder}/run")
+        seconds = timed("guide_grpo.py", *args, *plan.sea.split(), "--run-dir", f"{folder}/run")
         phases = medians(Path(folder) / "run")
         results = [read_result(f"{folder}/run/eval_{name}.json") for name in ("base", "trained")]
     before, after = (curve(result)[0][1] for result in results)
     said = f"pass@1 {before:.3f} -> {after:.3f}; {seconds:.0f} s in all; seconds of a step: {phases}"
-    yield Figure(f"Countdown, guide_grpo.py, {plan.steps} steps", said,
+    yield Figure(f"at sea, guide_grpo.py, {plan.steps} steps", said,
                  {"steps": plan.steps, "seconds": seconds, "before": before, "after": after, **phases})
 
 
@@ -378,7 +378,7 @@ def main() -> None:
     print("| what | measured |\n|---|---|")
     rate, precision = matmul_rate(device), "bfloat16" if device == "cuda" else "float32"
     first = Figure(f"matrix product, {precision}", f"{rate / 1e12:.2f} TFLOP/s", {"flops_per_s": rate})
-    checks = {"peak": [peak], "update": [update], "countdown": [countdown],
+    checks = {"peak": [peak], "update": [update], "sea": [sea],
               "sampling": [partial(sampling, backend="transformers")], "smollm2": []}
     if device == "cuda" and find_spec("vllm"):
         checks["sampling"].append(partial(sampling, backend="vllm"))

@@ -181,7 +181,7 @@ def test_data_sets_and_domains_are_shown_apart():
             row[key] = label
         return made
 
-    for key in ("data", "domain"):
+    for key in ("data", "kind", "domain"):
         said = comparison({"base": two_parts([0, 0, 0, 4], key), "trained": two_parts([4, 0, 2, 4], key)})
         assert rows_of(said, "a ")[0][:4] == ["a", "3", "0.000", "0.500"]
         assert rows_of(said, "b ") == [["b", "1", "1.000", "1.000", "+0.000 [+0.000, +0.000]"]]

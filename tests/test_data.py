@@ -1046,12 +1046,12 @@ def test_hints_of_the_embedded_model_on_the_command_line(tmp_path):
 
 def test_the_embedded_model_is_found_from_any_folder(tmp_path):
     done = run([sys.executable, ROOT / "data.py", "--show", "1"], cwd=tmp_path)
-    assert done.returncode == 0 and "--- plain prompt\nUse" in done.stdout, done.stderr
+    assert done.returncode == 0 and " Ana has " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("options, said", [
     (["--data", "nope.jsonl"], "error: no such file: nope.jsonl\n"),
-    (["--split", "validation"], "error: countdown has the splits train and test, not 'validation'\n"),
+    (["--split", "validation"], "error: sea has the splits train and test, not 'validation'\n"),
 ])
 def test_what_the_user_can_mend_is_one_line(options, said, tmp_path):
     done = run([sys.executable, ROOT / "data.py", *options], cwd=tmp_path)

@@ -5,6 +5,7 @@ import math
 import random
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from transformers import AutoTokenizer
 
 import data
+import grpo
 from data import UserError
-from evaluate import PRESETS, Args, chunk_result, evaluate, labels, main, read_args, report
+from evaluate import PRESETS, Args, chunk_result, evaluate, labels, main, read_args, report, start_line
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.kept import Kept, files_of
@@ -475,6 +477,25 @@ def test_a_report_says_how_often_the_verifier_failed(errors, timeouts, said, tmp
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     text = report(tmp_path)
     assert said in text and ("warning" in text) == bool(said) and "done: " in text
+
+
+@pytest.mark.parametrize("counts, args, said", [
+    ((0, 0), {"data": "sea"}, "2 problems, 1 with a hint; 3 held-out problems of sea"),
+    ((4, 0), {"data": "sea"},
+     "2 problems, 1 with a hint; 4 too long and left out (--max-prompt, --max-response); "
+     "3 held-out problems of sea"),
+    ((0, 5), {"data": "own.jsonl", "model": "m", "eval_data": "aime.csv"},
+     "2 problems, 1 with a hint; 5 hints too long and left out; 3 held-out problems of aime.csv"),
+    ((0, 0), {"data": "own.jsonl"},
+     "2 problems, 1 with a hint; none held out, so pass@k is not measured: name some with --eval-data; "
+     "without --model the one of Countdown stands in"),
+])
+def test_a_run_begins_with_what_it_has(counts, args, said):
+    args = grpo.Args(**args)
+    name = args.eval_data or args.data.removesuffix("own.jsonl")
+    held_out = SimpleNamespace(args=args, name=name, prompts=[None] * 3)
+    prompts = [data.Prompt(None, [1], None), data.Prompt(None, [1], [1, 2])]
+    assert start_line(prompts, dict(zip(("too_long", "hints_too_long"), counts)), held_out) == said
 
 
 @pytest.mark.slow

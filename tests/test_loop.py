@@ -171,9 +171,10 @@ def naive_step(args, groups):
 
 # Seed 33: of the six groups, 0 to 4 of 4 are right, and in both halves some rows have a gradient.
 BASE = {
-    "steps": 1, "prompts": 6, "n": 4, "seed": 33, "temperature": 0.7, "max_response": 16, "lr": 0.1,
-    "warmup": 0, "grad_clip": 1e9, "mini_batches": 1, "eps_low": 0.2, "eps_high": 0.2, "norm_std": True,
-    "loss_agg": "token", "beta": 0.0, "eval_problems": 2, "eval_n": 2, "eval_every": 0, "device": "cpu",
+    "data": "countdown", "steps": 1, "prompts": 6, "n": 4, "seed": 33, "temperature": 0.7, "max_response": 16,
+    "lr": 0.1, "warmup": 0, "grad_clip": 1e9, "mini_batches": 1, "eps_low": 0.2, "eps_high": 0.2,
+    "norm_std": True, "loss_agg": "token", "beta": 0.0, "eval_problems": 2, "eval_n": 2,
+    "eval_every": 0, "device": "cpu",
 }  # fmt: skip
 # The second update meets both clips.
 TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}

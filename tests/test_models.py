@@ -71,10 +71,10 @@ def test_no_forward_pass_has_dropout(name, tmp_path):
 
 def test_a_run_with_recomputed_activations_has_no_gap(tmp_path):
     folder = build("gpt2", tmp_path / "gpt2", **DROPOUT["gpt2"])
-    args = {"steps": 1, "prompts": 4, "n": 2, "eval_problems": 2, "eval_n": 2, "beta": 0.1,
-            "critic_warmup": 0}
-    run = ppo.main(ppo.Args(**args, model=folder, template="countdown", gradient_checkpointing=True,
-                            device="cpu", run_dir=str(tmp_path / "run")))
+    args = {"data": "countdown", "steps": 1, "prompts": 4, "n": 2, "eval_problems": 2, "eval_n": 2,
+            "beta": 0.1, "critic_warmup": 0}
+    run = ppo.main(ppo.Args(**args, model=folder, gradient_checkpointing=True, device="cpu",
+                            run_dir=str(tmp_path / "run")))
     (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert logged["engine/gap_max"] < 1e-5 and abs(logged["train/kl"]) < 1e-6
 
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_trained_is_one_line(fault, tmp_path, monkeypatch
     build("llama", folder)
     spoil, message = BROKEN[fault]
     spoil(folder)
-    said = said_at_the_start(grpo.main, grpo.Args, monkeypatch, model=folder, template="countdown",
+    said = said_at_the_start(grpo.main, grpo.Args, monkeypatch, model=folder, data="countdown",
                              steps=1, device="cpu", run_dir=tmp_path / "run")
     assert re.match(f"error: --model {folder} (cannot be trained: |is neither a folder)", said), said
     assert message in said and "\n" not in said and len(said) < 600
@@ -217,7 +217,7 @@ def test_a_type_of_model_that_cannot_be_trained_is_one_line(name, message, tmp_p
 def test_what_can_only_be_sampled_from_is_evaluated(tmp_path, monkeypatch):
     """evaluate.py needs no log-probs of the trainer's; and refuses what it cannot use."""
     build("gemma2", tmp_path)
-    args = {"model": str(tmp_path), "template": "countdown", "limit": 2, "n": 2, "max_tokens": 2}
+    args = {"model": str(tmp_path), "data": "countdown", "limit": 2, "n": 2, "max_tokens": 2}
     evaluate.main(evaluate.Args(**args, device="cpu", out=str(tmp_path / "out.json")))
     assert (tmp_path / "out.json").exists()
     BROKEN["nan"][0](tmp_path)

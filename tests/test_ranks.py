@@ -35,8 +35,9 @@ from tests.bench_memory import random_model, rows
 
 MODEL = "assets/countdown"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
-BASE = {"steps": 3, "prompts": 4, "n": 4, "micro_tokens": 150, "seed": 3, "eval_problems": 3, "eval_n": 2,
-        "eval_every": 0, "save_every": 0, "device": "cpu", "grad_clip": 1.0, "lr": 0.3}
+BASE = {"data": "countdown", "steps": 3, "prompts": 4, "n": 4, "micro_tokens": 150, "seed": 3,
+        "eval_problems": 3, "eval_n": 2, "eval_every": 0, "save_every": 0, "device": "cpu",
+        "grad_clip": 1.0, "lr": 0.3}
 CRITIC = {"critic_warmup": 1, "critic_lr": 0.01, "loss_agg": "sequence"}
 CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
@@ -260,7 +261,7 @@ def test_evaluation_is_shared_and_keeps_the_order(runs):
 
 
 def run_evaluation(out: Path) -> None:
-    evaluate.main(evaluate.Args(model=MODEL, limit=7, n=16, device="cpu", out=str(out)))
+    evaluate.main(evaluate.Args(model=MODEL, data="countdown", limit=7, n=16, device="cpu", out=str(out)))
 
 
 def full_disk(folder: Path) -> None:

@@ -31,8 +31,8 @@ from machinery.track import Tracker
 from tests.started import start
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
-SMALL = {"steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1,
-         "device": "cpu"}
+SMALL = {"data": "countdown", "steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8,
+         "eval_every": 1, "save_every": 1, "device": "cpu"}
 
 
 def command(script: str, **args) -> list[str]:
@@ -300,7 +300,7 @@ def test_a_verifier_of_ones_own_reads_the_columns_and_a_resumed_run_its_data(tmp
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return train("grpo", run_dir=str(tmp_path_factory.mktemp("runs") / "run"), steps=1)
+    return train("grpo", run_dir=str(tmp_path_factory.mktemp("runs") / "run"), steps=2, eval_every=0)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,7 @@ def finished(tmp_path_factory):
         ({"data": "{tmp}/golds.jsonl", "template": "plain"}, "do not verify against themselves"),
         ({"temperature": 0}, "--temperature 0.0: it has to be above 0"),
         ({"prompts": 0}, "--prompts 0: it has to be 1 or more"),
+        ({"steps": 0}, "--steps 0: it has to be 1 or more"),
         ({"tis_cap": -1}, "--tis-cap -1.0: it has to be 0 or more"),
         ({"gpu_memory": 2}, "--gpu-memory 2.0: it has to be above 0 and at most 1"),
         ({"lr": "nan"}, "--lr nan: it has to be 0 or more"),
@@ -325,7 +326,7 @@ def finished(tmp_path_factory):
         ({"run_dir": "{finished}"}, "holds a run already: use --resume"),
         ({"resume": "{tmp}"}, "give the folder of a run"),
         ({"resume": "{finished}", "lr": 0.5}, "a resumed run keeps its args: --lr was 0.0001"),
-        ({"resume": "{finished}", "steps": 0}, "has done 1 already; give more, or start a new run"),
+        ({"resume": "{finished}", "steps": 1}, "has done 2 already; give more, or start a new run"),
         ({"resume": "{guided}"}, "is a run of guide_grpo.py, not of grpo.py"),
         ({"model": "no_such_model"}, "--model no_such_model is neither a folder"),
         ({"verifier": "no_such_module:f"}, "--verifier no_such_module:f"),
@@ -367,7 +368,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}"])
     launch(grpo.main, grpo.Args)
     more = command_line("--resume", copy, "--steps", "N")
-    assert capsys.readouterr().out == f"nothing to do: {copy} has its 1 steps; more with: {more}\n"
+    assert capsys.readouterr().out == f"nothing to do: {copy} has its 2 steps; more with: {more}\n"
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == before
     (copy / "eval_trained.json").unlink()  # what is missing is made again
     seen = []
@@ -375,11 +376,11 @@ def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, 
     assert seen[0].resume == str(copy)
     # More steps: until they are done the run is not.
     (copy / "data.json").unlink()  # no prompts are read below
-    monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=2"])
+    monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=3"])
     launch(lambda args: next(Run(args, "grpo.py").steps()), grpo.Args)
     Run.current.close()
     assert not (copy / "curves.png").exists()
-    assert json.loads((copy / "args.json").read_text())["steps"] == 2
+    assert json.loads((copy / "args.json").read_text())["steps"] == 3
 
 
 def test_a_start_that_failed_is_in_nobodys_way(tmp_path, monkeypatch):
@@ -628,8 +629,7 @@ def test_the_readmes_own_data_and_verifier(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "my_task.py"], check=True)
-    model = str(Path(grpo.__file__).parent / "assets/countdown")
-    run_dir = train("grpo", steps=1, model=model, data="mine.jsonl", verifier="my_task:right",
+    run_dir = train("grpo", steps=1, data="mine.jsonl", verifier="my_task:right",
                     template="countdown", eval_data="countdown", run_dir=str(tmp_path / "run"))
     assert 0 < metrics(run_dir)[0]["rollout/reward"] < 1
     problems = data.load("countdown", limit=200)

@@ -176,19 +176,26 @@ def test_data_picks_model_and_length_of_a_response(monkeypatch):
     countdown, sea = (str(Path(grpo.__file__).parent / "assets" / name) for name in ("countdown", "sea"))
     seen = []
     for options in (["--data", "sea"], ["--data", "sea:v1", "--model", "M", "--max-response", "9"], [],
-                    ["--data", "mine.jsonl"], ["--data", "sea", "--max-response", "99"]):
+                    ["--data", "countdown"], ["--data", "mine.jsonl"], ["--max-response", "99"],
+                    ["--data", "mine.jsonl", "--model", "M"]):
         monkeypatch.setattr(sys, "argv", ["grpo.py", *options])
         launch(lambda args: seen.append((args.model, args.max_response)), grpo.Args)
-    assert seen == [(sea, 24), ("M", 9), (countdown, 16), (countdown, 16), (sea, 99)]
+    assert seen == [(sea, 24), ("M", 9), (sea, 24), (countdown, 16), (countdown, 16), (sea, 99), ("M", 1024)]
 
 
-def test_a_run_on_it_and_a_resumed_one(tmp_path, monkeypatch):
+def test_a_run_without_data_is_at_sea_and_ends_with_what_became_of_each_kind(tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
-    options = ["--data=sea", "--steps=1", "--prompts=8", "--n=4", "--eval-problems=8", "--eval-n=2",
-               "--device=cpu", f"--run-dir={run_dir}"]
+    options = ["--steps=1", "--prompts=8", "--n=4", "--eval-problems=8", "--eval-n=2", "--device=cpu",
+               f"--run-dir={run_dir}"]
     for command in (options, [f"--resume={run_dir}", "--steps=2"]):
         monkeypatch.setattr(sys, "argv", ["grpo.py", *command])
         launch(grpo.main, grpo.Args)
+        said = capsys.readouterr().out.splitlines()
+        assert said[1] == "2400 problems, 2400 with a hint; 8 held-out problems of sea"
+        of_kind = [line.split()[1] for line in said if re.match(r"\| (easy|land|sea3) ", line)]
+        assert of_kind == ["easy", "land", "sea3"]
+    evaluated = json.loads((run_dir / "eval_trained.json").read_text())["problems"]
+    assert [row["kind"] for row in evaluated] == [row["id"].split("/")[1] for row in evaluated]
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(0.2 < line["rollout/reward"] < 0.9 and line["rollout/truncated"] == 0 for line in lines)

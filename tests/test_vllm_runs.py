@@ -74,7 +74,7 @@ def test_mixture_of_experts_is_sampled_but_not_trained(tmp_path):
     save(AutoModelForCausalLM.from_config(config), tmp_path)
     with pytest.raises(UserError, match="cannot take over the weights of a mixture-of-experts model: use"):
         build(str(tmp_path))
-    args = f"--model {tmp_path} --sampler vllm --limit 4 --n 2 --max-tokens 4 --out {tmp_path}/out.json"
-    command = [sys.executable, "evaluate.py", *args.split(), "--gpu-memory=0.1"]
+    args = f"--model {tmp_path} --data countdown --sampler vllm --limit 4 --n 2 --max-tokens 4"
+    command = [sys.executable, "evaluate.py", *args.split(), "--gpu-memory=0.1", f"--out={tmp_path}/out.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and (tmp_path / "out.json").exists(), done.stderr
