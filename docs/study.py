@@ -27,9 +27,9 @@ from machinery import tasks
 from machinery.compare import read_result
 
 RUNS = HOME / "runs/study"  # what training leaves; may be deleted when the study is done
-PIECES = range(1000, 1016)  # seeds of the base's evaluations, which add up to n = 16 x 64 = 1024
-KEPT = """step eval/pass@1 eval/pass@8 rollout/reward rollout/entropy guide/failed guide/reward guide/share
-          guide/ratio guide/low_ratio guide/gamma train/rows train/updates""".split()
+PIECES = range(1000, 1004)  # seeds of the base's evaluations, which add up to n = 4 x 256 = 1024
+KEPT = """step eval/pass@1 eval/pass@8 eval/entropy rollout/reward rollout/entropy guide/failed guide/reward
+          guide/share guide/ratio guide/low_ratio guide/gamma train/rows train/updates""".split()
 
 # Of a run: one optimizer step a rollout batch of 32 x 8, whatever the method. n samples a problem in the end.
 POOLS = {
@@ -88,13 +88,11 @@ HINTS = {
     "hints-wrong": "guide_grpo.py --data runs/study/wrong.jsonl",
     "hints-empty": "guide_grpo.py --data runs/study/empty.jsonl",
 }
-PLAN = [  # task, methods, seeds each; in every round of seeds the first ones go first
-    ("sea", CORE, 5), ("countdown", CORE, 5),
-    ("sea-v1", {**GROUPED, **FAMILY}, 5), ("sea-v3", GROUPED, 5),
-    ("sea", {**RATIOS, **HINTS}, 3), ("countdown", {**LAMBDAS, **SLOW, **UPDATES}, 3),
-    ("sea-v1", {**LAMBDAS, **SLOW}, 3), ("countdown", {"ratio-none": RATIOS["ratio-none"],
-                                                      "ratio-naive": RATIOS["ratio-naive"]}, 3),
-]
+MAIN = [("sea", CORE), ("countdown", CORE), ("sea-v1", {**GROUPED, **FAMILY}), ("sea-v3", GROUPED)]
+TWO_RATIOS = {name: RATIOS[name] for name in ("ratio-none", "ratio-naive")}
+MORE = [("sea", {**RATIOS, **HINTS}), ("sea-v1", {**LAMBDAS, **SLOW}),
+        ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS})]
+PLAN = [(MAIN, 0), (MORE, 0), (MAIN, 1), (MAIN, 2), (MORE, 1), (MORE, 2), (MAIN, 3), (MAIN, 4)]  # in this order
 
 
 # ---- the data of two ablations -----------------------------------------------------------------------------
@@ -153,7 +151,9 @@ class Study:
 
     def add(self, task: str, method: str, seed: int, command: str, result: dict, metrics: list[dict]) -> None:
         ids = [row["id"] for row in result["problems"]]
-        record = {"n": result["sampling"]["n"], "c": [row["c"] for row in result["problems"]]}
+        made = {"machine": platform.machine(), **result["versions"]}
+        n, c = result["sampling"]["n"], [row["c"] for row in result["problems"]]
+        record = {"versions": made, "n": n, "c": c}
         if metrics:
             # A step's evaluation comes before its update: of "step" 21, after 20 updates.
             every = [m for m in metrics if "eval/pass@1" in m or m is metrics[-1]]
@@ -169,7 +169,6 @@ class Study:
             known = json.loads(path.read_text()) if path.exists() else {}
             if known.get("command") != command:
                 known = {"command": command, "seeds": {}}
-            known["versions"] = {"machine": platform.machine(), **result["versions"]}
             seeds = known["seeds"] | {str(seed): record}
             known["seeds"] = {key: seeds[key] for key in sorted(seeds, key=int)}
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,6 @@ def compact(record: dict) -> str:
 class Args:
     only: str = ""  # tasks or task/method, with commas between; empty: all
     jobs: int = 2  # runs at the same time
-    seeds: int = 5  # at most, a method
     out: str = "docs/study"  # folder of the results
 
 
@@ -223,20 +221,18 @@ def main(args: Args) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     write_hints()
     study = Study(HOME / args.out)
-    sampled = "evaluate.py --n 64 --temperature 1 --top-p 1"
+    sampled = "evaluate.py --n 256 --temperature 1 --top-p 1"
     wanted = set(args.only.split(",")) - {""}
     first, jobs = [], []
     for task in POOLS:
         first.append((task, "base", sampled, PIECES[0]))
-    for seed in range(args.seeds):
-        for task, methods, seeds in PLAN:
+        jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
+        jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
+    for of_tasks, seed in PLAN:
+        for task, methods in of_tasks:
             for method, options in methods.items():
-                if seed < seeds and (not wanted or wanted & {task, f"{task}/{method}"}):
+                if not wanted or wanted & {task, f"{task}/{method}"}:
                     jobs.append((task, method, options, seed))
-        if seed == 0:
-            for task in POOLS:
-                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
-                jobs += [(task, "hinted", f"{sampled} --hinted", piece + 1000) for piece in PIECES[:4]]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: study.make(*job), first))
         waiting = [pool.submit(study.make, *job) for job in jobs]

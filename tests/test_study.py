@@ -33,9 +33,10 @@ def test_every_block_of_a_page_is_known():
 
 def test_results_are_of_the_commands_that_the_study_runs():
     options = {}
-    for task, methods, _ in study.PLAN:
-        for method, command in methods.items():
-            options[task, method] = study.command_of(task, method, command)
+    for of_tasks, _ in study.PLAN:
+        for task, methods in of_tasks:
+            for method, command in methods.items():
+                options[task, method] = study.command_of(task, method, command)
     assert KEPT
     for path in KEPT:
         known = json.loads(path.read_text())
