@@ -227,9 +227,11 @@ def main(args: Args) -> None:
     first, jobs = [], []
     for task in POOLS:
         first.append((task, "base", sampled, PIECES[0]))
-        jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
-        jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
     for of_tasks, seed in PLAN:
+        if (of_tasks, seed) == (MAIN, 2):
+            for task in POOLS:
+                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
+                jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
         for task, methods in of_tasks:
             for method, options in methods.items():
                 if not wanted or wanted & {task, f"{task}/{method}"}:

@@ -338,6 +338,38 @@ def search_table() -> str:
     return table(head, rows)
 
 
+# ---- a GPU -------------------------------------------------------------------------------------------------
+
+def gpu_figures() -> list[dict]:
+    """What `python tests/gpu_check.py --out docs/study/h200.jsonl` found."""
+    return [json.loads(line) for line in (STUDY / "h200.jsonl").read_text().splitlines()]
+
+
+def gpu_updates() -> str:
+    rows = []
+    for found in gpu_figures():
+        if "optimizer_bytes" not in found:
+            continue
+        rows.append([found["model"], found["weights"], "yes" if found["checkpointing"] else "no"])
+        rows[-1] += [str(found["tokens"]), f"2^{found['chunk'].bit_length() - 1}"]
+        rows[-1] += [f"{found['seconds']:.3f}", f"{found['tokens_per_s']:,.0f}"]
+        rows[-1] += [f"{found[key]:.1%}" for key in ("of_matmul", "of_data_sheet")]
+        rows[-1] += [f"{found[key] / 2**30:.1f}" for key in ("peak_bytes", "other_bytes")]
+    head = ["model", "weights", "checkpointing", "tokens", "logits a chunk", "seconds", "tokens/s", "MFU",
+            "of the data sheet", "peak, GiB", "activations, logits"]
+    return table(head, rows)
+
+
+def gpu_rollouts() -> str:
+    rows = []
+    for found in gpu_figures():
+        if "engine" in found and "rows" in found:
+            milliseconds = 1000 * found["seconds"] * found["rows"] / found["tokens"]
+            rows.append([found["model"], found["engine"], str(found["rows"]), f"{found['tokens_per_s']:,.0f}",
+                         f"{milliseconds:.0f}"])
+    return table(["model", "sampler", "rows at once", "tokens/s", "ms a forward pass"], rows)
+
+
 # ---- pictures ----------------------------------------------------------------------------------------------
 
 def draw_pass_at_k(task: str, names: list[str], path: Path) -> None:
@@ -426,9 +458,11 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown slow": lambda: pass_table("countdown", SLOW),
     "countdown updates": lambda: pass_table("countdown", UPDATES),
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
+    "gpu updates": gpu_updates,
+    "gpu rollouts": gpu_rollouts,
     "commands": lambda: "\n".join(f"{TITLES[task]}:\n\n{command_list(task)}\n" for task in TITLES).strip(),
 }
-PAGES = ["README.md", "docs/results.md"]
+PAGES = ["README.md", "docs/results.md", "docs/performance.md"]
 
 
 def filled(text: str) -> str:
