@@ -34,15 +34,15 @@ KEPT = """step eval/pass@1 eval/pass@8 eval/entropy rollout/reward rollout/entro
 # Of a run: one optimizer step a rollout batch of 32 x 8, whatever the method. n samples a problem in the end.
 POOLS = {
     "sea": "--data sea --steps 140 --eval-n 64 --eval-problems 400",
+    "countdown": "--data countdown --steps 200 --eval-n 256 --eval-problems 256",
     "sea-v1": "--data sea:v1 --steps 140 --eval-n 64 --eval-problems 400",
     "sea-v3": "--data sea:v3 --steps 140 --eval-n 64 --eval-problems 400",
-    "countdown": "--data countdown --steps 200 --eval-n 256 --eval-problems 256",
 }
 EVALUATED = {  # the same held-out problems and sampling
     "sea": "--data sea --limit 400 --max-tokens 24",
+    "countdown": "--data countdown --limit 256 --max-tokens 16",
     "sea-v1": "--data sea:v1 --limit 400 --max-tokens 24",
     "sea-v3": "--data sea:v3 --limit 400 --max-tokens 24",
-    "countdown": "--data countdown --limit 256 --max-tokens 16",
 }
 
 GROUPED = {
@@ -92,8 +92,10 @@ MAIN = [("sea", CORE), ("countdown", CORE), ("sea-v1", {**GROUPED, **FAMILY}), (
 TWO_RATIOS = {name: RATIOS[name] for name in ("ratio-none", "ratio-naive")}
 MORE = [("sea", {**RATIOS, **HINTS}), ("sea-v1", {**LAMBDAS, **SLOW}),
         ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS})]
+KEY = [("sea", GROUPED), ("countdown", {"grpo": "grpo.py", **FAMILY})]
 # In this order: of the main methods five seeds, of the others three.
-PLAN = [(MAIN, 0), (MORE, 0), (MAIN, 1), (MAIN, 2), (MORE, 1), (MORE, 2), (MAIN, 3), (MAIN, 4)]
+PLAN = [(MAIN, 0), (KEY, 1), (KEY, 2), (MORE, 0), (KEY, 3), (KEY, 4),
+        (MAIN, 1), (MAIN, 2), (MORE, 1), (MORE, 2), (MAIN, 3), (MAIN, 4)]
 
 
 # ---- the data of two ablations -----------------------------------------------------------------------------
@@ -227,15 +229,15 @@ def main(args: Args) -> None:
     first, jobs = [], []
     for task in POOLS:
         first.append((task, "base", sampled, PIECES[0]))
-    for of_tasks, seed in PLAN:
-        if (of_tasks, seed) == (MAIN, 2):
-            for task in POOLS:
-                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
-                jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
+    for number, (of_tasks, seed) in enumerate(PLAN):
         for task, methods in of_tasks:
             for method, options in methods.items():
                 if not wanted or wanted & {task, f"{task}/{method}"}:
                     jobs.append((task, method, options, seed))
+        if number == 5:
+            for task in POOLS:
+                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
+                jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: study.make(*job), first))
         waiting = [pool.submit(study.make, *job) for job in jobs]
