@@ -19,6 +19,9 @@ import numpy as np
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
+sys.path.insert(0, str(HOME / "docs"))
+import arithmetic
+
 from machinery.compare import pass_at_k, resamples, table
 
 matplotlib.use("Agg")
@@ -460,6 +463,7 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
     "gpu updates": gpu_updates,
     "gpu rollouts": gpu_rollouts,
+    "gpu arithmetic": arithmetic.times_table,
     "commands": lambda: "\n".join(f"{TITLES[task]}:\n\n{command_list(task)}\n" for task in TITLES).strip(),
 }
 PAGES = ["README.md", "docs/results.md", "docs/performance.md"]
