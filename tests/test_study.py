@@ -82,7 +82,7 @@ def test_a_band_covers_seeds_and_problems():
     ("above", -0.2, -0.01, "does not hold here"), ("below", -0.2, -0.01, "holds here"),
     ("below", -0.2, 0.01, "not decided"), ("below", 0.01, 0.2, "does not hold here"),
     ("level", -0.019, 0.019, "holds here"), ("level", -0.03, 0.0, "not decided"),
-    ("level", 0.021, 0.03, "does not hold here"),
+    ("level", 0.021, 0.03, "does not hold here"), ("above", 0.0, 0.0, "does not hold here"),
 ])
 def test_verdicts(wanted, low, high, verdict):
     assert tables.judge(wanted, low, high) == verdict
