@@ -1,4 +1,4 @@
-"""The study: every method on both embedded tasks, several seeds each, controls at equal budget.
+"""The study: every method on both embedded tasks, several seeds each, controls at equal steps.
 
     python docs/study.py                 # trains what is missing; a stopped study goes on where it was
     python docs/study.py --only sea --jobs 14
@@ -7,9 +7,11 @@ Each method leaves one small file, docs/study/TASK/METHOD.json: its command, and
 the samples of each held-out problem are right. `python docs/tables.py` makes docs/results.md of them.
 A seed is trained again where the file has another command. One thread a run, --jobs runs at a time.
 
-Evaluations are independent: the base's samples have seeds from 1000 on, a trained model's the seed 1.
+The base is sampled with seeds from 1000 on, every trained model with the seed 1 of a run's last evaluation.
+The NSR family has the entropy bonus that nsr.py has by default, 1e-4; "no-bonus" is without.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -31,7 +33,7 @@ PIECES = range(1000, 1004)  # seeds of the base's evaluations, which add up to n
 KEPT = """step eval/pass@1 eval/pass@8 eval/entropy rollout/reward rollout/entropy guide/failed guide/reward
           guide/share guide/ratio guide/low_ratio guide/gamma train/rows train/updates""".split()
 
-# Of a run: one optimizer step a rollout batch of 32 x 8, whatever the method. n samples a problem in the end.
+# One optimizer step at most a rollout batch, of 32 x 8 samples. In the end 64 or 256 samples a problem.
 POOLS = {
     "sea": "--data sea --steps 140 --eval-n 64 --eval-problems 400",
     "countdown": "--data countdown --steps 200 --eval-n 256 --eval-problems 256",
@@ -62,6 +64,9 @@ CORE = {
 }
 FAMILY = {name: CORE[name] for name in ("psr", "nsr", "w-reinforce")}
 LAMBDAS = {f"lambda-{lam}": f"nsr.py --lam {lam} --mini-batches 1 --lr 1e-4" for lam in (0.03, 0.3, 1)}
+# As many samples as the control draws in all, spent on more prompts.
+MORE_PROMPTS = {"grpo-more": "grpo.py --prompts 42"}
+NO_BONUS = {"nsr-no-bonus": "nsr.py --reinforce nsr --mini-batches 1 --lr 1e-4 --entropy-coef 0"}
 SLOW = {  # the search for settings in which NSR is level with GRPO: a third of the learning rate
     "grpo-3e-5": "grpo.py --lr 3e-5",
     "psr-3e-5": "nsr.py --reinforce psr --mini-batches 1 --lr 3e-5",
@@ -90,8 +95,8 @@ HINTS = {
 }
 MAIN = [("sea", CORE), ("countdown", CORE), ("sea-v1", {**GROUPED, **FAMILY}), ("sea-v3", GROUPED)]
 TWO_RATIOS = {name: RATIOS[name] for name in ("ratio-none", "ratio-naive")}
-MORE = [("sea", {**RATIOS, **HINTS}), ("sea-v1", {**LAMBDAS, **SLOW}),
-        ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS})]
+MORE = [("sea", {**RATIOS, **HINTS, **MORE_PROMPTS}), ("sea-v1", {**LAMBDAS, **SLOW, **MORE_PROMPTS}),
+        ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS, **NO_BONUS})]
 KEY = [("sea", GROUPED), ("countdown", {"grpo": "grpo.py", **FAMILY})]
 # In this order: of the main methods five seeds, of the others three.
 PLAN = [(MAIN, 0), (KEY, 1), (KEY, 2), (MORE, 0), (KEY, 3), (KEY, 4),
@@ -116,7 +121,7 @@ def write_hints() -> None:
                 wrong = lies_at_sea if meta["at_sea"] else lies_on_land
                 row["hint"] = tasks.sea_hint({word: wrong[word] for word in meta["words"] if word in told})
             lines.append(json.dumps(row))
-        (RUNS / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        write(RUNS / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
 # ---- the runs ----------------------------------------------------------------------------------------------
@@ -129,6 +134,13 @@ def command_of(task: str, method: str, options: str) -> str:
     if "--data" in options:  # own hints
         pool = pool.replace("--data", "--model assets/sea --max-response 24 --template plain --eval-data")
     return f"{options} {pool} --eval-every 20 --save-every 0"
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def call(log: Path, command: list[str]) -> None:
@@ -177,9 +189,9 @@ class Study:
             path.parent.mkdir(parents=True, exist_ok=True)
             problems = self.out / task / "problems.json"
             if not problems.exists():
-                problems.write_text(json.dumps(ids, indent=0))
+                write(problems, json.dumps(ids, indent=0))
             assert json.loads(problems.read_text()) == ids, f"{command}: other problems than in {problems}"
-            path.write_text(compact(known))
+            write(path, compact(known))
 
     def make(self, task: str, method: str, options: str, seed: int) -> None:
         """Trains or evaluates one seed of a method, unless it is there."""
@@ -220,30 +232,39 @@ class Args:
     out: str = "docs/study"  # folder of the results
 
 
+def plan(wanted: set[str]) -> list[tuple[str, str, str, int]]:
+    """(task, method, its options, seed) of every run, in their order; the base's evaluations are cheap."""
+    sampled, jobs = "evaluate.py --n 256 --temperature 1 --top-p 1", []
+    for task in POOLS:
+        jobs += [(task, "base", sampled, piece) for piece in PIECES]
+        jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
+    for of_tasks, seed in PLAN:
+        for task, methods in of_tasks:
+            jobs += [(task, method, options, seed) for method, options in methods.items()]
+    jobs = list(dict.fromkeys(jobs))  # a part of PLAN may be in another part
+    return [job for job in jobs if not wanted or wanted & {job[0], f"{job[0]}/{job[1]}"}]
+
+
 def main(args: Args) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
-    write_hints()
-    study = Study(HOME / args.out)
-    sampled = "evaluate.py --n 256 --temperature 1 --top-p 1"
-    wanted = set(args.only.split(",")) - {""}
-    first, jobs = [], []
-    for task in POOLS:
-        first.append((task, "base", sampled, PIECES[0]))
-    for number, (of_tasks, seed) in enumerate(PLAN):
-        for task, methods in of_tasks:
-            for method, options in methods.items():
-                if not wanted or wanted & {task, f"{task}/{method}"}:
-                    jobs.append((task, method, options, seed))
-        if number == 5:
-            for task in POOLS:
-                jobs += [(task, "base", sampled, piece) for piece in PIECES[1:]]
-                jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: study.make(*job), first))
-        waiting = [pool.submit(study.make, *job) for job in jobs]
-    failed = [made for made in waiting if made.exception()]
-    for made in failed:
-        print(f"failed: {made.exception()!r}")
+    with open(RUNS / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: another study is at work in {RUNS}: wait for it, or stop it")
+        write_hints()
+        study, jobs = Study(HOME / args.out), plan(set(args.only.split(",")) - {""})
+        pool = ThreadPoolExecutor(args.jobs)
+        try:
+            # What its runs begin with comes first.
+            for task in dict.fromkeys(job[0] for job in jobs):
+                study.make(task, "base", plan({f"{task}/base"})[0][2], PIECES[0])
+            waiting = [pool.submit(study.make, *job) for job in jobs]
+            failed = [made.exception() for made in waiting if made.exception()]
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C ends the runs in progress, and none begins
+    for error in failed:
+        print(f"failed: {error!r}")
     if failed:
         sys.exit("a run's own words are in its folder under runs/study; start the study again to go on")
 

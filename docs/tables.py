@@ -1,121 +1,29 @@
-"""The tables of README.md and docs/results.md, and the pictures, made of the files that docs/study.py left.
+"""The tables of README.md, docs/results.md and docs/performance.md, and the pictures.
 
-    python docs/tables.py           # a test holds that what is committed is what this makes
+    python docs/tables.py           # a test holds that the committed tables are what this makes
 
-Bands are 95 % of 2000 bootstrap resamples of problems and of seeds. Two methods share the resampled problems,
-not the seeds: no seed of one is a partner of one of the other.
+They are made of the files that docs/study.py and tests/gpu_check.py left under docs/study.
 """
 
-import json
 import re
 import sys
-from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
-from zlib import crc32
 
 import matplotlib
 import numpy as np
 
-HOME = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HOME))
-sys.path.insert(0, str(HOME / "docs"))
-import arithmetic
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import gpu
+from claims import claim_table, search_table
+from seeds import HOME, NAMES, STUDY, cell, difference, exists, mean_band, method, problems, split
 
-from machinery.compare import pass_at_k, resamples, table
+from machinery.compare import table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-STUDY = HOME / "docs/study"
-TITLES = {"sea": "At sea (v2)", "sea-v1": "At sea (v1)", "sea-v3": "At sea (v3)", "countdown": "Countdown"}
+TITLES = {"sea": "At sea (v2)", "countdown": "Countdown", "sea-v1": "At sea (v1)", "sea-v3": "At sea (v3)"}
 KS = [1, 8, 64, 256]
-NAMES = {
-    "base": "base", "hinted": "base, with the hint", "grpo": "GRPO", "guide": "Guide-GRPO",
-    "control": "no-hint control", "replace": "Guide-GRPO, replace", "ppo": "PPO", "guide-ppo": "Guide-PPO",
-    "control-ppo": "no-hint control (PPO)", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-REINFORCE",
-}
-# Shapes: S seeds, P problems, R bootstrap resamples.
-
-
-# ---- what the study left -----------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Method:
-    """The seeds of one method on one task."""
-
-    task: str
-    name: str
-
-    @cached_property
-    def record(self) -> dict:
-        return json.loads((STUDY / self.task / f"{self.name}.json").read_text())
-
-    @property
-    def title(self) -> str:
-        return NAMES.get(self.name, self.name)
-
-    @cached_property
-    def counts(self) -> tuple[int, np.ndarray]:
-        """Samples a problem, and the right ones [S, P]. The base's seeds are one evaluation in pieces."""
-        seeds = self.record["seeds"].values()
-        n, c_SP = {seed["n"] for seed in seeds}, np.array([seed["c"] for seed in seeds])
-        assert len(n) == 1, f"{self.task}/{self.name}: seeds of different n"
-        if self.name in ("base", "hinted"):
-            return n.pop() * len(c_SP), c_SP.sum(0, keepdims=True)
-        return n.pop(), c_SP
-
-    def values(self, k: int) -> np.ndarray:
-        """pass@k of each seed and problem [S, P]."""
-        n, c_SP = self.counts
-        return pass_at_k(np.full(c_SP.shape, n), c_SP, k)
-
-    def logged(self, key: str) -> np.ndarray:
-        """[S, evaluated steps]; nan where it was not measured."""
-        rows = [seed[key] for seed in self.record["seeds"].values()]
-        return np.array(rows, dtype=float)
-
-
-@cache
-def method(task: str, name: str) -> Method:
-    return Method(task, name)
-
-
-def exists(task: str, name: str) -> bool:
-    return (STUDY / task / f"{name}.json").exists()
-
-
-@cache
-def problems(task: str, kind: str = "") -> np.ndarray:
-    """Indices of a task's held-out problems, or of those of a kind ("sea:v2/sea3/114" is of sea3)."""
-    ids = json.loads((STUDY / task / "problems.json").read_text())
-    return np.array([i for i, id in enumerate(ids) if not kind or id.split("/")[1] == kind])
-
-
-# ---- bands -------------------------------------------------------------------------------------------------
-
-def draws(values_SP: np.ndarray, name: str) -> np.ndarray:
-    """The mean over seeds and problems, of 2000 resamples of both [R]."""
-    S, P = values_SP.shape
-    seeds_RS = resamples(S, crc32(name.encode()))
-    return ((seeds_RS @ values_SP) * resamples(P)).sum(1)
-
-
-def mean_band(values_SP: np.ndarray, name: str) -> tuple[float, float, float]:
-    return float(values_SP.mean()), *np.quantile(draws(values_SP, name), [0.025, 0.975])
-
-
-def difference(a: Method, b: Method, k: int, kind: str = "") -> tuple[float, float, float]:
-    """pass@k of a minus that of b, with its band."""
-    keep = problems(a.task, kind)
-    a_SP, b_SP = a.values(k)[:, keep], b.values(k)[:, keep]
-    drawn_R = draws(a_SP, a.name) - draws(b_SP, b.name)
-    return float(a_SP.mean() - b_SP.mean()), *np.quantile(drawn_R, [0.025, 0.975])
-
-
-def cell(values: tuple[float, float, float], sign: str = "") -> str:
-    mean, low, high = (f"{value + 0.0:{sign}.3f}" for value in values)
-    return f"{mean} [{low}, {high}]"
 
 
 # ---- tables ------------------------------------------------------------------------------------------------
@@ -140,7 +48,7 @@ def guide_table() -> str:
     where = {"at sea": ("sea", ""), "its hard problems": ("sea", "sea3"), "sea:v1": ("sea-v1", ""),
              "sea:v3": ("sea-v3", ""), "countdown": ("countdown", "")}
     rows = []
-    for name in GROUPED:
+    for name in ("base", "grpo", "control", "guide"):
         row = [NAMES[name]]
         for task, kind in where.values():
             row.append(cell(mean_band(method(task, name).values(1)[:, problems(task, kind)], name)))
@@ -162,27 +70,6 @@ def difference_table(task: str, pairs: list[tuple[str, str]], kind: str = "") ->
     return table(["", *(f"{kind + ' ' if kind else ''}pass@{k}" for k in ks_of(task))], rows)
 
 
-def split(task: str, name: str, k: int) -> dict[str, np.ndarray]:
-    """The Guide paper's split of the change of pass@1, as of machinery.compare.decompose: [S, P] each.
-
-    Of the base itself: what another evaluation of it would show.
-    """
-    n0, c0_1P = method(task, "base").counts
-    before_1P, none_1P = c0_1P / n0, 1 - method(task, "base").values(k)
-    if name == "base":
-        gain_1P, progress_1P = none_1P * c0_1P / (n0 - k), c0_1P * (n0 - c0_1P) / (n0 * (n0 - 1))
-        return {"progress": progress_1P, "self-distillation": progress_1P - gain_1P,
-                "capability gain": gain_1P, "regression": progress_1P}
-    n1, c1_SP = method(task, name).counts
-    after_SP = c1_SP / n1
-    return {
-        "progress": (1 - before_1P) * after_SP,
-        "self-distillation": (1 - before_1P - none_1P) * after_SP,
-        "capability gain": none_1P * after_SP,
-        "regression": before_1P * (1 - after_SP),
-    }
-
-
 def split_table(task: str, names: list[str], k: int = 16) -> str:
     rows = []
     for name in ("base", *names):
@@ -195,11 +82,13 @@ def split_table(task: str, names: list[str], k: int = 16) -> str:
 
 def gain_table(task: str, names: list[str]) -> str:
     """The capability gain for each k among which the base has no right one."""
-    rows, ks = [], [1, 4, 16, 64, 256]
+    n0 = method(task, "base").counts[0]
+    rows, ks = [], [k for k in (1, 4, 16, 64, 256) if k < n0]
     for name in ("base", *names):
         if exists(task, name):
             title = "base against itself" if name == "base" else method(task, name).title
-            rows.append([title, *(f"{split(task, name, k)['capability gain'].mean():.3f}" for k in ks)])
+            gains = [split(task, name, k)["capability gain"].mean() for k in ks]
+            rows.append([title, *(f"{gain:.3f}" for gain in gains)])
     return table(["capability gain", *(f"k = {k}" for k in ks)], rows)
 
 
@@ -227,14 +116,23 @@ def speed_table(task: str, names: list[str], rates: list[float]) -> str:
 
 
 def logged_table(task: str, names: list[str], keys: dict[str, str]) -> str:
-    """Logged quantities, mean over the seeds, at the first, the middle and the last evaluated step."""
+    """Logged quantities at the first, the middle and the last evaluated step, mean over the seeds.
+
+    Steps in which no prompt failed have no hinted reward and no guided rows: they do not count.
+    """
     rows = []
     for name in names:
         if exists(task, name):
             of, row = method(task, name), [method(task, name).title]
             for key in keys:
-                at = of.logged(key).mean(0)
-                row.append(" / ".join(f"{at[i]:.2f}" for i in (0, len(at) // 2, len(at) - 1)))
+                values_SX = of.logged(key)
+                if key.startswith("guide/") and key != "guide/failed":
+                    values_SX = np.where(of.logged("guide/failed") > 0, values_SX, np.nan)
+                shown = []
+                for i in (0, values_SX.shape[1] // 2, values_SX.shape[1] - 1):
+                    known = values_SX[:, i][~np.isnan(values_SX[:, i])]
+                    shown.append(f"{known.mean():.2f}" if len(known) else "-")
+                row.append(" / ".join(shown))
             rows.append(row)
     return table(["", *keys.values()], rows)
 
@@ -245,158 +143,9 @@ def command_list(task: str) -> str:
         if path.stem != "problems":
             of = method(task, path.stem)
             seeds = ", ".join(of.record["seeds"])
-            lines.append(f"- {of.title} (seeds {seeds}): `python {of.record['command']}`")
+            torch = ", ".join(sorted({seed["versions"]["torch"] for seed in of.record["seeds"].values()}))
+            lines.append(f"- {of.title} (seeds {seeds}; torch {torch}): `python {of.record['command']}`")
     return "\n".join(lines)
-
-
-# ---- the papers' claims ------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Claim:
-    """pass@k of `a` against that of `b`, on all problems of a task or on those of a kind."""
-
-    said: str
-    task: str
-    a: str
-    b: str
-    k: int
-    wanted: str = "above"  # below; level: within .02
-    kind: str = ""
-
-    def row(self) -> list[str]:
-        of_a, of_b = method(self.task, self.a), method(self.task, self.b)
-        mean, low, high = difference(of_a, of_b, self.k, self.kind)
-        where = f"{self.task}{', ' + self.kind if self.kind else ''}, pass@{self.k}"
-        verdict = judge(self.wanted, low, high)
-        if self.a != "hinted":
-            verdict += seeds_of(of_a, of_b)
-        return [self.said, where, f"{of_a.title} - {of_b.title}", cell((mean, low, high), "+"), verdict]
-
-
-def judge(wanted: str, low: float, high: float) -> str:
-    """What a band says of a difference that should be above 0, below 0, or level: within .02.
-
-    >>> judge("above", 0.1, 0.2), judge("level", -0.01, 0.03), judge("below", 0.1, 0.2)
-    ('holds here', 'not decided', 'does not hold here')
-    """
-    if wanted == "level":
-        holds, fails = -0.02 <= low and high <= 0.02, high < -0.02 or low > 0.02
-    elif wanted == "above":
-        holds, fails = low > 0, high <= 0
-    else:
-        holds, fails = high < 0, low >= 0
-    if holds:
-        return "holds here"
-    return "does not hold here" if fails else "not decided"
-
-
-def seeds_of(*methods: Method) -> str:
-    """The fewest seeds of the trained ones, if below three: the bands hardly know of seeds then."""
-    fewest = min(len(of.counts[1]) for of in methods if of.name not in ("base", "hinted"))
-    return f" ({fewest} seed{'s' if fewest > 1 else ''})" if fewest < 3 else ""
-
-
-def claims() -> list[Claim]:
-    found = []
-    for task, most in (("sea", 64), ("countdown", 256)):
-        found += [
-            Claim("2: a hint in the context raises pass@k", task, "hinted", "base", 1),
-            Claim("2: a hint in the context raises pass@k", task, "hinted", "base", most),
-        ]
-    for task in ("sea", "sea-v1", "sea-v3", "countdown"):
-        for other in ("grpo", "control"):
-            found.append(Claim("3: Guide-GRPO generalises better", task, "guide", other, 1))
-    for task in ("sea", "countdown"):
-        for other in ("ppo", "control-ppo"):
-            found.append(Claim("3, for PPO", task, "guide-ppo", other, 1))
-    for task, most in (("sea", 64), ("sea-v1", 64), ("countdown", 256)):
-        found += [
-            Claim("4: PSR lifts pass@1", task, "psr", "base", 1),
-            Claim("4: PSR lowers pass@k at large k", task, "psr", "base", most, "below"),
-            Claim("4: NSR lifts pass@1", task, "nsr", "base", 1),
-            Claim("4: NSR lifts pass@k at large k", task, "nsr", "base", most),
-            Claim("4: NSR keeps more than PSR at large k", task, "nsr", "psr", most),
-            Claim("4: NSR is level with GRPO at pass@1", task, "nsr", "grpo", 1, "level"),
-            Claim("4: NSR is level with PPO at pass@1", task, "nsr", "ppo", 1, "level"),
-            Claim("4: W-REINFORCE is level with GRPO at pass@1", task, "w-reinforce", "grpo", 1, "level"),
-            Claim("4: W-REINFORCE beats GRPO at large k", task, "w-reinforce", "grpo", most),
-        ]
-    return found
-
-
-def claim_1(task: str, name: str) -> list[str]:
-    """Self-distillation against capability gain, each above what the base makes against itself."""
-    ours, floor = split(task, name, 16), split(task, "base", 16)
-    gap_SP = (ours["self-distillation"] - floor["self-distillation"]
-              - (ours["capability gain"] - floor["capability gain"]))
-    band = mean_band(gap_SP, name)
-    return ["1: progress is self-distillation more than capability gain", f"{task}, k = 16",
-            f"{method(task, name).title}, above the base against itself", cell(band, "+"),
-            judge("above", *band[1:]) + seeds_of(method(task, name))]
-
-
-def claim_table() -> str:
-    rows = []
-    for task in ("sea", "countdown"):
-        rows += [claim_1(task, name) for name in ("grpo", "guide") if exists(task, name)]
-    for claim in claims():
-        if exists(claim.task, claim.a) and exists(claim.task, claim.b):
-            rows.append(claim.row())
-    rows.append(["5: what one update does to the logits", "exact, on any policy", "`tests/test_nsr.py`", "",
-                 "holds"])
-    return table(["claim", "where", "difference", "", "verdict"], rows)
-
-
-def search_table() -> str:
-    """Settings in which NSR or W-REINFORCE might be level with GRPO at pass@1 and not below the base."""
-    rows = []
-    for task in ("sea", "sea-v1", "countdown"):
-        for suffix in ("", "-3e-5", "-4x"):
-            for name in ("nsr", "w-reinforce"):
-                a, b = f"{name}{suffix}", f"grpo{suffix}"
-                if not (exists(task, a) and exists(task, b)):
-                    continue
-                of_a, base = method(task, a), method(task, "base")
-                against_grpo = difference(of_a, method(task, b), 1)
-                lows = [(difference(of_a, base, k)[0], k) for k in ks_of(task)]
-                worst, k = min(lows)
-                found = abs(against_grpo[0]) <= 0.02 and worst >= 0
-                rows.append([task, of_a.title, method(task, b).title, cell(against_grpo, "+"),
-                             f"{worst:+.3f} at k = {k}", "yes" if found else "no"])
-    head = ["task", "", "against", "pass@1 - that", "least of pass@k - base's", "both"]
-    return table(head, rows)
-
-
-# ---- a GPU -------------------------------------------------------------------------------------------------
-
-def gpu_figures() -> list[dict]:
-    """What `python tests/gpu_check.py --out docs/study/h200.jsonl` found."""
-    return [json.loads(line) for line in (STUDY / "h200.jsonl").read_text().splitlines()]
-
-
-def gpu_updates() -> str:
-    rows = []
-    for found in gpu_figures():
-        if "optimizer_bytes" not in found:
-            continue
-        rows.append([found["model"], found["weights"], "yes" if found["checkpointing"] else "no"])
-        rows[-1] += [str(found["tokens"]), f"2^{found['chunk'].bit_length() - 1}"]
-        rows[-1] += [f"{found['seconds']:.3f}", f"{found['tokens_per_s']:,.0f}"]
-        rows[-1] += [f"{found[key]:.1%}" for key in ("of_matmul", "of_data_sheet")]
-        rows[-1] += [f"{found[key] / 2**30:.1f}" for key in ("peak_bytes", "other_bytes")]
-    head = ["model", "weights", "checkpointing", "tokens", "logits a chunk", "seconds", "tokens/s", "MFU",
-            "of the data sheet", "peak, GiB", "activations, logits"]
-    return table(head, rows)
-
-
-def gpu_rollouts() -> str:
-    rows = []
-    for found in gpu_figures():
-        if "engine" in found and "rows" in found:
-            milliseconds = 1000 * found["seconds"] * found["rows"] / found["tokens"]
-            rows.append([found["model"], found["engine"], str(found["rows"]), f"{found['tokens_per_s']:,.0f}",
-                         f"{milliseconds:.0f}"])
-    return table(["model", "sampler", "rows at once", "tokens/s", "ms a forward pass"], rows)
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------
@@ -441,9 +190,9 @@ def draw_steps(task: str, names: list[str], path: Path) -> None:
 
 # ---- the pages ---------------------------------------------------------------------------------------------
 
-AT_SEA = ["base", "grpo", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo", "psr", "nsr",
-          "w-reinforce"]
-GROUPED = ["base", "grpo", "control", "guide"]
+AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
+          "psr", "nsr", "w-reinforce"]
+GROUPED = ["base", "grpo", "grpo-more", "control", "guide"]
 FAMILY = ["base", "grpo", "psr", "nsr", "w-reinforce"]
 SLOW = ["base", "grpo-3e-5", "psr-3e-5", "nsr-3e-5", "w-reinforce-3e-5"]
 UPDATES = ["base", "grpo-4x", "psr-4x", "nsr-4x", "w-reinforce-4x"]
@@ -484,12 +233,14 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown split": lambda: split_table("countdown", AT_SEA[1:]),
     "countdown gain": lambda: gain_table("countdown", AT_SEA[1:]),
     "countdown lambda": lambda: pass_table("countdown", LAMBDAS),
+    "countdown bonus": lambda: pass_table("countdown", ["nsr", "nsr-no-bonus"]),
     "countdown slow": lambda: pass_table("countdown", SLOW),
     "countdown updates": lambda: pass_table("countdown", UPDATES),
+    "countdown updates steps": lambda: speed_table("countdown", UPDATES[1:], [0.2, 0.25, 0.3, 0.35]),
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
-    "gpu updates": gpu_updates,
-    "gpu rollouts": gpu_rollouts,
-    "gpu arithmetic": arithmetic.times_table,
+    "gpu updates": gpu.updates_table,
+    "gpu rollouts": gpu.rollouts_table,
+    "gpu arithmetic": gpu.times_table,
     "commands": lambda: "\n".join(f"{TITLES[task]}:\n\n{command_list(task)}\n" for task in TITLES).strip(),
 }
 PAGES = ["README.md", "docs/results.md", "docs/performance.md"]

@@ -1,8 +1,7 @@
-"""What a step of GRPO should take on several GPUs, by arithmetic:  python docs/arithmetic.py
+"""A GPU: what was measured on one H200, and what a step should take on more of them:  python docs/gpu.py
 
-The update's speed is the one measured on one H200 (docs/study/h200.jsonl); the rest are bounds from bytes and
-operations, with efficiencies that are assumed, not measured. It says where the next bottleneck is, not what a
-step will take to the second.
+The update's speed is the measured one; all else is arithmetic with bytes and operations, and with
+efficiencies that are assumed. It says where the next bottleneck is, not what a step takes to the second.
 """
 
 import json
@@ -36,7 +35,7 @@ class Card:
     bandwidth: float = 4.8e12  # bytes a second
     memory: float = 141 * GB
     link: float = 400 * GB  # bytes a second between the GPUs of a machine, about what NCCL reaches
-    network: float = 50 * GB  # to other machines, a GPU: one 400 Gb/s port
+    network: float = 8 * 50 * GB  # between machines: a port of 400 Gb/s a GPU, all used by a collective
 
 
 MODELS = [
@@ -50,14 +49,46 @@ LAUNCH = 0.004  # assumed: seconds of a forward pass of the engine besides
 MICRO = 16384  # tokens of a micro-batch
 
 
+def figures() -> list[dict]:
+    """What `python tests/gpu_check.py --out docs/study/h200.jsonl` found."""
+    return [json.loads(line) for line in (HOME / "docs/study/h200.jsonl").read_text().splitlines()]
+
+
+def updates_table() -> str:
+    rows = []
+    for found in figures():
+        if "optimizer_bytes" not in found:
+            continue
+        rows.append([found["model"], found["weights"], "yes" if found["checkpointing"] else "no"])
+        rows[-1] += [str(found["tokens"]), f"2^{found['chunk'].bit_length() - 1}"]
+        rows[-1] += [f"{found['seconds']:.3f}", f"{found['tokens_per_s']:,.0f}"]
+        rows[-1] += [f"{found[key]:.1%}" for key in ("of_matmul", "of_data_sheet")]
+        rows[-1] += [f"{found[key] / 2**30:.1f}" for key in ("peak_bytes", "other_bytes")]
+    head = ["model", "weights", "checkpointing", "tokens", "logits a chunk", "seconds", "tokens/s", "MFU",
+            "of the data sheet", "peak, GiB", "activations and logits at least"]
+    return table(head, rows)
+
+
+def rollouts_table() -> str:
+    rows = []
+    for found in figures():
+        if "engine" in found and "rows" in found:
+            milliseconds = 1000 * found["seconds"] * found["rows"] / found["tokens"]
+            rows.append([found["model"], found["engine"], str(found["rows"]), f"{found['tokens_per_s']:,.0f}",
+                         f"{milliseconds:.0f}"])
+    return table(["model", "sampler", "rows at once", "tokens/s", "ms a forward pass"], rows)
+
+
 def measured() -> tuple[Card, dict[str, float]]:
-    """The card, and the MFU of updates with gradient checkpointing; 32B is taken for as good as 7B."""
-    lines = [json.loads(line) for line in (HOME / "docs/study/h200.jsonl").read_text().splitlines()]
+    """The card, and the MFU of updates with gradient checkpointing.
+
+    1.5B's is of float32 weights under autocast, the scripts' way; 7B's of bfloat16 ones; 32B's is 7B's.
+    """
     mfu = {}
-    for found in lines:
+    for found in figures():
         if found.get("checkpointing") and found["tokens"] == MICRO and found["chunk"] == 2**26:
             mfu[found["model"]] = found["of_matmul"]
-    return Card(flops=lines[0]["flops_per_s"]), {**mfu, "32B": mfu["7B"]}
+    return Card(flops=figures()[0]["flops_per_s"]), {**mfu, "32B": mfu["7B"]}
 
 
 def training(model: Model, gpus: int, card: Card, mfu: float) -> float:
@@ -70,11 +101,14 @@ def training(model: Model, gpus: int, card: Card, mfu: float) -> float:
 
 
 def communication(model: Model, gpus: int, card: Card) -> float:
-    """Seconds on the wires: for each micro-batch weights twice in bfloat16, gradients once."""
+    """Seconds on the wires, for each micro-batch: weights twice in bfloat16, gradients once in float32.
+
+    Beside the update, if all goes well. Embedding and head go in float32: little more.
+    """
     if gpus == 1:
         return 0.0
     micro_batches = max(1.0, PROMPTS * SAMPLES * (PROMPT + RESPONSE) / MICRO / gpus)
-    return micro_batches * 3 * 2 * model.parameters / (card.link if gpus <= 8 else card.network)
+    return micro_batches * (2 + 2 + 4) * model.parameters / (card.link if gpus <= 8 else card.network)
 
 
 def rollout(model: Model, gpus: int, card: Card) -> float:
@@ -89,9 +123,9 @@ def rollout(model: Model, gpus: int, card: Card) -> float:
 
 
 def sync(model: Model, gpus: int, card: Card) -> float:
-    """Seconds to give every engine the weights: gathered from shards in float32, copied in bfloat16."""
+    """Seconds to give every engine the weights: gathered from the shards and copied, in bfloat16."""
     wire = card.link if gpus <= 8 else card.network
-    return (4 * model.parameters / wire if gpus > 1 else 0.0) + 2 * model.parameters / (0.5 * card.bandwidth)
+    return (2 * model.parameters / wire if gpus > 1 else 0.0) + 2 * model.parameters / (0.5 * card.bandwidth)
 
 
 def memory(model: Model, gpus: int) -> float:
