@@ -31,7 +31,9 @@ def measured_with(run: str) -> tuple[dict, dict, dict]:
     saved = json.loads((Path(run) / "args.json").read_text())
     try:
         problems = {"data": held_out_name(saved["data"], saved["eval_data"]), "split": saved["eval_split"],
-                    "limit": saved["eval_problems"], "verifier": saved["verifier"]}
+                    "limit": saved["eval_problems"], "verifier": saved["verifier"],
+                    "verifier_seconds": saved["verifier_seconds"],
+                    "verifier_memory": saved["verifier_memory"]}
         prompts = {"template": pick_template(saved["template"], saved["data"])}
         sampling = {"n": saved["eval_n"], "temperature": saved["eval_temperature"], "top_p": 1.0,
                     "max_prompt": saved["max_prompt"], "max_tokens": saved["max_response"]}
