@@ -227,13 +227,13 @@ class Row:
         return len(self.prompt) + len(self.response)
 
     def shown(self, tokenizer) -> dict:
-        """As a person reads it, for rollouts.jsonl."""
+        """As a person reads it, for rollouts.jsonl: the completion is what the verifier got."""
         return {
             "problem": self.problem.id, "prompt": tokenizer.decode(self.prompt), "guided": self.guided,
             "sampled_from": tokenizer.decode(self.sampled_from),
-            "completion": tokenizer.decode(self.response), "answer": self.problem.answer,
-            "verdict": self.verdict.why, "reward": self.reward,
-            "advantage": self.advantage.mean().item(),
+            "completion": tokenizer.decode(self.response, skip_special_tokens=True),
+            "answer": self.problem.answer, "verdict": self.verdict.why, "reward": self.reward,
+            "finished": self.finished, "advantage": self.advantage.mean().item(),
         }
 
 

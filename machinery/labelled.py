@@ -61,14 +61,23 @@ def read_case(row: dict, id: str) -> Case:
 
 
 def read_completions(path: str, problems: list[Problem]) -> list[tuple[str, str, Problem]]:
-    """("completions", text, problem) of each row: the problem by its id, its index, or the row's number."""
+    """("completions", text, problem) of each row: the problem by its id, its index, or the row's number.
+
+    A run's rollouts.jsonl has the id in the column `problem`, in which other files have the question.
+    """
     rows, by_id = [], {problem.id: problem for problem in problems}
+    by_name = {problem.question: problem for problem in problems} | by_id
     for number, row in enumerate(read_rows(path)):
         try:
             index = number if row.get("index") is None else row["index"]
             if type(index) is not int or index < 0:  # -1, 0.9 and true would be some other problem
                 raise TypeError
-            problem = by_id[str(row["id"])] if row.get("id") is not None else problems[index]
+            if row.get("id") is not None:
+                problem = by_id[str(row["id"])]
+            elif row.get("index") is None and row.get("problem") not in (None, ""):
+                problem = by_name[row["problem"]]
+            else:
+                problem = problems[index]
             rows.append(("completions", text(row["completion"]), problem))
         except (LookupError, TypeError, AttributeError):
             needs = "a completion, and an id or index of a problem of --data"

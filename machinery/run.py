@@ -31,7 +31,8 @@ from machinery.track import Tracker
 WIDE_GAP = 0.01  # nats of engine/k3 that bring a warning; bfloat16 kernels made .001 of a 135 M model
 NOTHING_RIGHT = (
     "warning: not one response of 5 steps was right: see rollouts.jsonl, and whether --template and "
-    "--verifier fit the data and the model (python data.py --data D --template T shows the prompts)"
+    "--verifier fit the data and the model (python data.py --data D --template T shows the prompts); "
+    "docs/first-run.md says where to look"
 )
 
 

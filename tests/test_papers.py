@@ -1,4 +1,4 @@
-"""docs/papers.md and the pages on the methods: what they name exists, the commands are taken."""
+"""docs/papers.md, first-run.md, the pages on the methods: what they name exists, commands are taken."""
 
 import ast
 import re
@@ -20,10 +20,12 @@ def commands(page: Path) -> list[str]:
 
 
 PAPERS = commands(Path("docs/papers.md"))
+FIRST_RUN = commands(Path("docs/first-run.md"))
 
 
-@pytest.mark.parametrize("command", PAPERS, ids=range(len(PAPERS)))
-def test_a_command_of_the_papers_is_taken(command):
+@pytest.mark.parametrize("command", PAPERS + FIRST_RUN)
+def test_a_command_of_a_page_is_taken(command):
+    command = command.replace("--template T", "--template plain")
     _, script, *options = shlex.split(command)
     module = import_module(script.removesuffix(".py"))
     args = tyro.cli(module.Args, args=options)
@@ -36,6 +38,13 @@ def test_a_command_of_the_papers_is_taken(command):
 def test_the_page_has_commands_for_every_script():
     told = {shlex.split(command)[1] for command in PAPERS}
     assert told == {"grpo.py", "guide_grpo.py", "ppo.py", "guide_ppo.py", "nsr.py", "evaluate.py"}
+
+
+def test_the_first_run_names_metrics_that_exist():
+    assert len(FIRST_RUN) == 8
+    metric = r"`([a-z]+/\w+)`"
+    named = set(re.findall(metric, Path("docs/first-run.md").read_text()))
+    assert len(named) > 12 and named <= set(re.findall(metric, Path("docs/metrics.md").read_text()))
 
 
 @pytest.mark.parametrize("page", ["guide", "nsr", "ppo"])

@@ -26,6 +26,7 @@ from data import UserError
 from machinery import run as machinery_run
 from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_model, tensors
 from machinery.command import command_line, resume_line, run_command
+from machinery.labelled import read_completions
 from machinery.run import Run, launch
 from machinery.track import Tracker
 from tests.started import start
@@ -101,8 +102,11 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         assert m["engine/gap_max"] < 1e-4  # old log-probs are the sampler's
     before = load_file("assets/countdown/model.safetensors")
     assert any(not torch.equal(before[k], v) for k, v in weights(run_dir).items())
-    rollout = json.loads((run_dir / "rollouts.jsonl").read_text().splitlines()[0])
-    assert {"step", "prompt", "sampled_from", "completion", "verdict", "guided"} <= rollout.keys()
+    rollouts = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert {"step", "prompt", "sampled_from", "completion", "finished", "guided"} <= rollouts[0].keys()
+    again = read_completions(str(run_dir / "rollouts.jsonl"), data.load("countdown"))
+    for rollout, (_, completion, problem) in zip(rollouts, again, strict=True):  # it shows what was judged
+        assert verify.countdown_verdict(completion, problem).why == rollout["verdict"]
 
 
 def test_help_shows_the_header_and_every_comment(tmp_path):

@@ -1,6 +1,7 @@
 """What the documentation says is what the committed results of the study say."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def test_a_band_covers_the_truth_with_few_seeds(S):
         _, low, high = seeds.mean_band(sum(parts), "some")
         covered += low <= 0 <= high
     assert 0.93 <= covered / 400
+
+
+def test_the_worked_case_is_what_was_logged():
+    run = json.loads((tables.STUDY / "smollm2.json").read_text())
+    page = (ROOT / "docs/first-run.md").read_text()
+    rows = re.findall(r"^\| (\d+)-(\d+) \| (.*) \|$", page, re.MULTILINE)
+    keys = ["rollout/reward", "rollout/solved", "no answer", "rollout/truncated", "rollout/entropy"]
+    assert rows[0][0] == "1" and rows[-1][1] == str(len(run["steps"]["rollout/reward"]))
+    for first, last, cells in rows:
+        means = [np.mean(run["steps"][key][int(first) - 1 : int(last)]) for key in keys]
+        assert [float(cell) for cell in cells.split(" | ")] == pytest.approx(means, abs=6e-4)
+    for when in ("before", "after"):
+        mean, low, high = run[when]["pass@1"]
+        assert f"| {when} | {mean} [{low}, {high}] |".replace("0.", ".") in page
 
 
 @pytest.mark.parametrize(("wanted", "low", "high", "verdict"), [

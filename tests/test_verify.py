@@ -620,6 +620,10 @@ def test_an_own_verifier_can_be_tried(tmp_path):
     assert lines[1][:4] == ["completions", "3", "2", "1"]
     assert [line[1:3] for line in lines[2:]] == [["q2:", "right"], ["q1:", "right"], ["q2:", "wrong"]]
     assert said("--completions", "sampled.jsonl")[1][:5] == ["completions", "3", "0", "0", "3"]  # no box
+    rollouts = [{"problem": "q2", "completion": "2", "answer": "2"}, {"problem": "q0", "completion": "1"}]
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rollouts))
+    lines = said("--verifier", "mine:right", "--completions", "rollouts.jsonl")
+    assert [line[1:3] for line in lines[2:]] == [["q2:", "right"], ["q0:", "wrong"]]
     (tmp_path / "sampled.jsonl").write_text('{"completion": "2", "id": "q9"}\n')
     ((*error,),) = said("--completions", "sampled.jsonl", code=1)
     needs = "needs a completion, and an id or index of a problem of --data"
@@ -650,6 +654,7 @@ BAD_ROWS = {  # by flag: rows, and the message of each
     "--completions": [
         ([], "bad.jsonl has no rows"), ([["a"]], "row 0: needs"), ([{"completion": None}], "row 0: needs"),
         *([[{"completion": "1", "index": index}], "row 0: needs"] for index in (-1, 0.9, True, "0", 3, [])),
+        *([[{"completion": "1", "problem": name}], "row 0: needs"] for name in ("other/0", 0, [])),
     ],
 }
 
