@@ -5,6 +5,7 @@
 They are made of the files that docs/study.py and tests/gpu_check.py left under docs/study.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -188,6 +189,27 @@ def draw_steps(task: str, names: list[str], path: Path) -> None:
     plt.close(fig)
 
 
+def draw_smollm2(path: Path) -> None:
+    """The worked case of docs/first-run.md: what the samples were, means of five steps; held-out pass@1."""
+    run = json.loads((STUDY / "smollm2.json").read_text())
+    labels = {"rollout/reward": "right: the reward", "rollout/solved": "prompts with a right sample",
+              "rollout/truncated": "cut off at 32 tokens", "no answer": "no answer in a box"}
+    fig, axis = plt.subplots(figsize=(5.5, 4))
+    for key, label in labels.items():
+        means = np.reshape(run["steps"][key], (-1, 5)).mean(1)
+        width = 2.2 if key == "rollout/reward" else 1.2
+        axis.plot(3 + 5 * np.arange(len(means)), means, label=label, linewidth=width)
+    for x, when in ((0, "before"), (len(run["steps"]["rollout/reward"]), "after")):
+        mean, low, high = run[when]["pass@1"]
+        label = "held-out pass@1" if when == "before" else None
+        axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt="ks", markersize=4, capsize=3, label=label)
+    axis.set(xlabel="step", ylabel="share", ylim=(0, 1), title="SmolLM2-135M, sums of one and two steps")
+    axis.legend(loc="upper right", fontsize=8, ncols=2)
+    fig.tight_layout()
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
 # ---- the pages ---------------------------------------------------------------------------------------------
 
 AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
@@ -262,27 +284,6 @@ def main() -> None:
     draw_steps("sea", ["grpo", "control", "guide"], HOME / "docs/guide.png")
     draw_pass_at_k("countdown", FAMILY, HOME / "docs/nsr.png")
     draw_smollm2(HOME / "docs/smollm2.png")
-
-
-def draw_smollm2(path: Path) -> None:
-    """The worked case of docs/first-run.md: what the samples were, means of five steps; held-out pass@1."""
-    run = json.loads((STUDY / "smollm2.json").read_text())
-    labels = {"rollout/reward": "right: the reward", "rollout/solved": "prompts with a right sample",
-              "rollout/truncated": "cut off at 32 tokens", "no answer": "no answer in a box"}
-    fig, axis = plt.subplots(figsize=(5.5, 4))
-    for key, label in labels.items():
-        means = np.reshape(run["steps"][key], (-1, 5)).mean(1)
-        width = 2.2 if key == "rollout/reward" else 1.2
-        axis.plot(3 + 5 * np.arange(len(means)), means, label=label, linewidth=width)
-    for x, when in ((0, "before"), (len(run["steps"]["rollout/reward"]), "after")):
-        mean, low, high = run[when]["pass@1"]
-        label = "held-out pass@1" if when == "before" else None
-        axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt="ks", markersize=4, capsize=3, label=label)
-    axis.set(xlabel="step", ylabel="share", ylim=(0, 1), title="SmolLM2-135M, sums of one and two steps")
-    axis.legend(loc="upper right", fontsize=8, ncols=2)
-    fig.tight_layout()
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 if __name__ == "__main__":
