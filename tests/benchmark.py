@@ -46,8 +46,7 @@ import machinery  # isort: skip  # noqa: F401  how threads wait, set before torc
 
 import torch
 from real_model import write_problems
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from machinery.command import UserError, run_command
 
@@ -95,26 +94,18 @@ GOALS = {
 # ---- what is run -------------------------------------------------------------------------------------------
 
 def random_case(folder: Path, hidden: int, layers: int, vocabulary: int, response: int) -> Case:
-    """A Qwen2 with random weights, a tokenizer of words w0, w1 .., and questions of 20 of them."""
+    """A Qwen2 with random weights; the tokenizer and the prompts are Countdown's."""
     model = folder / f"random-{vocabulary}"
+    end = 256  # the tokenizer's
     config = Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden,
                          num_hidden_layers=layers, num_attention_heads=hidden // 32,
-                         num_key_value_heads=hidden // 64, tie_word_embeddings=True, eos_token_id=0,
-                         pad_token_id=0, bos_token_id=None)
+                         num_key_value_heads=hidden // 64, tie_word_embeddings=True,
+                         bos_token_id=None, eos_token_id=end, pad_token_id=end)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(model)
-    words = {f"w{i}": i for i in range(vocabulary)}
-    rules = Tokenizer(models.WordLevel(words, unk_token="w1"))
-    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="w0", pad_token="w0", unk_token="w1",
-                            clean_up_tokenization_spaces=False).save_pretrained(model)
-    rng, rows = np.random.default_rng(0), []
-    for _ in range(512):
-        drawn = [f"w{i}" for i in rng.integers(2, vocabulary, 24)]
-        rows.append({"question": " ".join(drawn[:20]), "answer": drawn[20], "hint": " ".join(drawn[21:])})
-    data = folder / f"random-{vocabulary}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Case("random", str(model), str(data), "plain", 4, 8, response, COIN)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "assets/countdown" / file, model)
+    return Case("random", str(model), "countdown", "countdown", 4, 8, response, COIN)
 
 
 def cases_of(names: list[str], folder: Path, smollm2: str, tiny: bool) -> list[Case]:
@@ -125,7 +116,7 @@ def cases_of(names: list[str], folder: Path, smollm2: str, tiny: bool) -> list[C
         elif name == "random":
             case = random_case(folder, 320, 8, 32_000, 256)
             if tiny:
-                case = random_case(folder, 64, 1, 128, 8)
+                case = random_case(folder, 64, 1, 512, 8)
         else:
             train, _ = write_problems(folder, train=800, test=128)
             case = Case(name, str(Path(smollm2).resolve()), str(train), "plain", 8, 4, 46)
@@ -207,8 +198,8 @@ def medians(runs: list[dict]) -> dict[str, float]:
     for key in ("step", *PHASES, "rows"):
         found[key] = float(np.median(np.concatenate([r[key] for r in runs])))
     for tokens, phase in (("sampled", "rollout"), ("trained", "update")):
-        every = [np.array(r[tokens]) / np.maximum(r[phase], 1e-9) for r in runs]
-        found[f"{tokens}/s"] = float(np.median(np.concatenate(every)))
+        pairs = [pair for r in runs for pair in zip(r[tokens], r[phase]) if pair[0]]  # some had no row
+        found[f"{tokens}/s"] = float(np.median([count / seconds for count, seconds in pairs] or [0.0]))
     for key in ("memory", "start"):
         found[key] = float(np.median([r[key] for r in runs]))
     whole = [np.median(r["step"]) for r in runs]

@@ -53,6 +53,9 @@ class Notes:
 
     def mark(self) -> None:
         self.begins.append(time.time())
+
+    def end(self) -> None:
+        self.mark()
         self.memory = peak_memory()
 
     def write(self, path: str) -> None:
@@ -83,8 +86,8 @@ def ours(task: dict, notes: Notes) -> None:
         for step in steps(run, **parts):
             notes.mark()
             yield step
-            if step == task["steps"] - 1:
-                notes.mark()
+            if step == task["steps"] - 1:  # before the run saves what it has trained
+                notes.end()
 
     Run.steps = watched
     case, folder = task["case"], task["run_dir"]
@@ -190,7 +193,7 @@ def trl(task: dict, notes: Notes) -> None:
     trainer = Timed(model=case["model"], reward_funcs=reward, args=config, processing_class=tokenizer,
                     train_dataset=Dataset.from_list(rows), callbacks=[Steps()])
     trainer.train()
-    notes.mark()
+    notes.end()
     verifier.close()
 
 
@@ -233,7 +236,7 @@ def bare(task: dict, notes: Notes) -> None:
         clock("other")
         notes.steps.append({"seconds": dict(clock.seconds), "sampled": sum(lengths),
                             "trained": rows * (prompt + response), "rows": rows})
-    notes.mark()
+    notes.end()
 
 
 def bare_rollout(model, prompts: int, n: int, prompt: int, lengths: list[int]) -> None:
