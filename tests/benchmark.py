@@ -6,7 +6,7 @@ grpo.py, TRL, the other scripts, the bare passes, and again. TRL has no counterp
 and nsr.py. It gets an environment in runs/ that sees this one's packages: torch is the same build.
 
     embedded    assets/countdown, 0.8 M parameters: 32 prompts x 8 samples, 13 tokens a response
-    random      20 M parameters, random weights, vocabulary of 32,000: 4 x 8, 256 tokens
+    random      20 M parameters, random weights, vocabulary of 32,000: 2 x 8, 256 tokens
     smollm2     SmolLM2-135M, where --smollm2 names the folder that tests/real_model.py has made: 8 x 4, 46
                 tokens
 
@@ -105,7 +105,7 @@ def random_case(folder: Path, hidden: int, layers: int, vocabulary: int, respons
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(model)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "assets/countdown" / file, model)
-    return Case("random", str(model), "countdown", "countdown", 4, 8, response, COIN)
+    return Case("random", str(model), "countdown", "countdown", 2, 8, response, COIN)
 
 
 def cases_of(names: list[str], folder: Path, smollm2: str, tiny: bool) -> list[Case]:

@@ -121,6 +121,8 @@ def trl_rows_at_once(case: dict, longest: int) -> int:
 
 
 def trl(task: dict, notes: Notes) -> None:
+    sys.modules.setdefault("vllm", None)  # samples with transformers here, but would load one that is installed
+
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
