@@ -120,12 +120,21 @@ def trl_rows_at_once(case: dict, longest: int) -> int:
     return next(at_once for at_once in range(min(rows, fit), 0, -1) if rows % at_once == 0)
 
 
+def import_trl():
+    """TRL without vLLM, which it would load if it is installed, though it does not sample with it here."""
+    hidden = sys.modules.setdefault("vllm", None) is None
+    from trl import GRPOConfig, GRPOTrainer
+
+    if hidden:
+        del sys.modules["vllm"]
+    return GRPOConfig, GRPOTrainer
+
+
 def trl(task: dict, notes: Notes) -> None:
-    sys.modules.setdefault("vllm", None)  # samples with transformers here, but would load one that is installed
+    GRPOConfig, GRPOTrainer = import_trl()  # and torch, before `machinery`
 
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
 
     import data
     from machinery.run import Clock
