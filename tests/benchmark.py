@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="that are timed, of a run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program, in turns")
-    parser.add_argument("--growth", action="store_true", help="2 and 4 times the rollouts and lengths too")
+    parser.add_argument("--growth", action="store_true", help="2 and 4 times the rollouts and lengths too: grpo.py, TRL, bare")
     parser.add_argument("--coin", action="store_true", help="verdicts by a coin: every row has a gradient")
     parser.add_argument("--trl-python", default="", help=f"of an environment with TRL {TRL_VERSION} and "
                         "requirements.txt; without it runs/trl is made")
@@ -288,9 +288,10 @@ def main() -> None:
             cases = [replace(case, verifier=COIN) for case in cases]
         results = {}
         for case in cases:
-            runs = {program: [] for program in programs}
+            own = [name for name in programs if case.name in names or name in ("grpo", "trl", "bare")]
+            runs = {program: [] for program in own}
             for _ in range(args.repeats):
-                for program in programs:
+                for program in own:
                     python = trl_python if program == "trl" else sys.executable
                     left = run(case, program, args.warmup + args.steps, python, Path(folder))
                     runs[program].append(measured(left, args.warmup))
@@ -298,7 +299,7 @@ def main() -> None:
                     out.write(json.dumps({**about, **runs[program][-1], "versions": left["versions"]}) + "\n")
                     seconds = np.median(runs[program][-1]["step"])
                     print(f"{case.name}, {program}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
-            results |= {(case.name, program): medians(runs[program]) for program in programs}
+            results |= {(case.name, program): medians(runs[program]) for program in own}
     print("\n".join(table(results)), end="\n\n")
     print("\n".join(goals(results)))
 
