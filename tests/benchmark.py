@@ -10,14 +10,14 @@ and nsr.py. It gets an environment in runs/ that sees this one's packages: torch
     smollm2     SmolLM2-135M, where --smollm2 names the folder that tests/real_model.py has made: 8 x 4, 46
                 tokens
 
-    step        from its begin to the next one's. `other` is what is neither model nor sampler: verdicts,
-                advantages, the log, the sampler's new weights
+    step        from its begin to the next one's; `rest` is advantages, metrics, the log, the sampler's new
+                weights; `neither` model nor sampler are verify and rest
     rows        that have a gradient. Ours leaves out those of advantage 0, TRL computes them too; with --coin
                 nearly all have one, and both sides do the same work
     memory      the most that the process held until its last step ended, and its verifiers, added up
     start       from the start of the process to its first step
     bare        forward and backward pass of the same number of tokens without padding; sampling's forward
-                passes without sampling; tests/benchmark_side.py has them. Its `other` is AdamW
+                passes without sampling; tests/benchmark_side.py has them. Its `rest` is AdamW
 
 Below the table the ratios that we want to hold, GOALS, and whether they do. Times are medians over the steps
 of all runs; JSON of every run is written to --out. On a machine that does anything else they mean nothing.
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ from machinery.command import UserError, run_command
 TRL_VERSION = "1.16.0"
 COIN = "tests.benchmark_side:coin"
 PROGRAMS = ("grpo", "trl", "guide_grpo", "ppo", "nsr", "bare")  # the order in which they take turns
-PHASES = ("rollout", "logprobs", "update", "other")
+PHASES = ("rollout", "verify", "logprobs", "update", "rest")
 
 
 @dataclass
@@ -74,21 +75,22 @@ class Case:
 
 @dataclass
 class Goal:
+    key: str  # of `ratios`
     what: str
-    case: str  # of this one alone; empty: of each
     limit: float
+    case: str = ""  # of this one alone; empty: of each
     at_least: bool = False
 
 
-GOALS = {
-    "speed": [Goal("step of TRL / step of grpo.py", "embedded", 3.0, True),
-              Goal("step of TRL / step of grpo.py", "smollm2", 2.2, True)],
-    "memory": [Goal("memory of grpo.py / of TRL", "", 0.6)],
-    "update": [Goal("update of grpo.py / bare pass, a token", "", 1.25)],
-    "rollout": [Goal("rollout of grpo.py / bare passes, a token", "", 1.4)],
-    "other": [Goal("other / step of grpo.py", "", 0.04)],
-    "start": [Goal("start of grpo.py, s", "", 6.0)],
-}
+GOALS = (
+    Goal("speed", "step of TRL / step of grpo.py", 3.0, "embedded", at_least=True),
+    Goal("speed", "step of TRL / step of grpo.py", 2.2, "smollm2", at_least=True),
+    Goal("memory", "memory of grpo.py / of TRL", 0.6),
+    Goal("update", "update of grpo.py / bare pass, a token", 1.25),
+    Goal("rollout", "rollout of grpo.py / bare passes, a token", 1.4),
+    Goal("neither", "neither model nor sampler / step of grpo.py", 0.04),
+    Goal("start", "start of grpo.py, s", 6.0),
+)
 
 
 # ---- what is run -------------------------------------------------------------------------------------------
@@ -184,10 +186,25 @@ def measured(left: dict, warmup: int) -> dict:
     for phase in PHASES[:-1]:
         found[phase] = [step["seconds"].get(phase, 0.0) for step in steps]
     known = zip(seconds, *(found[phase] for phase in PHASES[:-1]))
-    found["other"] = [float(whole) - sum(parts) for whole, *parts in known]
+    found["rest"] = [float(whole) - sum(parts) for whole, *parts in known]
     for key in ("sampled", "trained", "rows"):
         found[key] = [step[key] for step in steps]
     return found
+
+
+def take_turns(case: Case, programs: list[str], args, trl_python: str, folder: Path, out) -> dict[str, dict]:
+    """Medians of each program, of --repeats runs; each run is a line of the file `out`."""
+    runs = {program: [] for program in programs}
+    for _ in range(args.repeats):
+        for program in programs:
+            python = trl_python if program == "trl" else sys.executable
+            left = run(case, program, args.warmup + args.steps, python, folder)
+            found = measured(left, args.warmup)
+            runs[program].append(found)
+            about = {"case": asdict(case), "program": program, "warmup": args.warmup}
+            out.write(json.dumps({**about, **found, "versions": left["versions"]}) + "\n")
+            print(f"{case.name}, {program}: {np.median(found['step']):.3f} s a step", file=sys.stderr)
+    return {program: medians(runs[program]) for program in programs}
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
@@ -207,21 +224,29 @@ def medians(runs: list[dict]) -> dict[str, float]:
     return found
 
 
-def table(results: dict[tuple[str, str], dict]) -> Iterator[str]:
-    """Lines of Markdown; `results` are medians of (case, program)."""
-    yield "| case | program | step, s | of runs | TRL is | rollout | log-probs | update | other | other, % " \
-          "| sampled tokens/s | trained tokens/s | rows | memory, MiB | start, s |"
-    yield "|---" * 15 + "|"
-    for (case, program), m in results.items():
-        trl = results.get((case, "trl"))
-        times = f"{trl['step'] / m['step']:.2f}x" if trl and program not in ("trl", "bare") else ""
-        name = {"trl": "TRL GRPO", "bare": "bare"}.get(program, f"{program}.py")
-        seconds = " | ".join(f"{m[phase]:.3f}" for phase in PHASES)
-        share = f"{m['other'] / m['step']:.1%}"
-        spread = f"{m['low']:.3f} to {m['high']:.3f}"
-        yield (f"| {case} | {name} | {m['step']:.3f} | {spread} | {times} | {seconds} | {share} "
-               f"| {m['sampled/s']:.0f} | {m['trained/s']:.0f} | {m['rows']:.0f} "
-               f"| {m['memory'] / 2**20:.0f} | {m['start']:.1f} |")
+HEADER = ("case", "program", "step, s", "of runs", "TRL is", *PHASES, "neither, %", "sampled tokens/s",
+          "trained tokens/s", "rows", "memory, MiB", "start, s")
+
+
+def neither(m: dict) -> float:
+    """The share of a step that is neither the model's nor the sampler's."""
+    return (m["verify"] + m["rest"]) / m["step"]
+
+
+def row(results: dict[tuple[str, str], dict], case: str, program: str) -> list[str]:
+    """The cells of a line of the table; `results` are medians of (case, program)."""
+    m, trl = results[case, program], results.get((case, "trl"))
+    times = f"{trl['step'] / m['step']:.2f}x" if trl and program not in ("trl", "bare") else ""
+    name = {"trl": "TRL GRPO", "bare": "bare"}.get(program, f"{program}.py")
+    return [
+        case, name, f"{m['step']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", times,
+        *(f"{m[phase]:.3f}" for phase in PHASES), f"{neither(m):.1%}", f"{m['sampled/s']:.0f}",
+        f"{m['trained/s']:.0f}", f"{m['rows']:.0f}", f"{m['memory'] / 2**20:.0f}", f"{m['start']:.1f}",
+    ]
+
+
+def show(cells) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def ratios(results: dict, case: str) -> dict[str, float]:
@@ -229,7 +254,7 @@ def ratios(results: dict, case: str) -> dict[str, float]:
     ours, trl, bare = (results.get((case, program)) for program in ("grpo", "trl", "bare"))
     found = {}
     if ours:
-        found |= {"other": ours["other"] / ours["step"], "start": ours["start"]}
+        found |= {"neither": neither(ours), "start": ours["start"]}
     if ours and trl:
         found |= {"speed": trl["step"] / ours["step"], "memory": ours["memory"] / trl["memory"]}
     if ours and bare:
@@ -238,19 +263,15 @@ def ratios(results: dict, case: str) -> dict[str, float]:
     return found
 
 
-def goals(results: dict) -> Iterator[str]:
-    """Lines of Markdown: what should hold, what is."""
-    yield "| goal | case | measured | limit | |\n|---|---|---|---|---|"
-    cases = list(dict.fromkeys(case for case, _ in results))
-    for key, wanted in GOALS.items():
-        for goal in wanted:
-            for case in cases:
-                value = ratios(results, case).get(key)
-                if value is None or goal.case not in ("", case):
-                    continue
-                holds = value >= goal.limit if goal.at_least else value <= goal.limit
-                limit = f"at {'least' if goal.at_least else 'most'} {goal.limit}"
-                yield f"| {goal.what} | {case} | {value:.3f} | {limit} | {'yes' if holds else 'no'} |"
+def goals(results: dict) -> Iterator[list[str]]:
+    """Lines of a second table, as cells: what should hold, what is."""
+    for goal, case in product(GOALS, dict.fromkeys(case for case, _ in results)):
+        value = ratios(results, case).get(goal.key)
+        if value is None or goal.case not in ("", case):
+            continue
+        holds = value >= goal.limit if goal.at_least else value <= goal.limit
+        limit = f"at {'least' if goal.at_least else 'most'} {goal.limit}"
+        yield [goal.what, case, f"{value:.3f}", limit, "yes" if holds else "no"]
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -264,7 +285,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="that are timed, of a run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program, in turns")
-    parser.add_argument("--growth", action="store_true", help="2 and 4 times the rollouts and lengths too: grpo.py, TRL, bare")
+    parser.add_argument("--growth", action="store_true", help="2 and 4 times the rollouts and lengths too, "
+                        "of grpo.py, TRL and the bare passes")
     parser.add_argument("--coin", action="store_true", help="verdicts by a coin: every row has a gradient")
     parser.add_argument("--trl-python", default="", help=f"of an environment with TRL {TRL_VERSION} and "
                         "requirements.txt; without it runs/trl is made")
@@ -274,9 +296,8 @@ def main() -> None:
     names = args.cases or ["embedded", "random", *(["smollm2"] if args.smollm2 else [])]
     if "smollm2" in names and not args.smollm2:
         parser.error("--cases smollm2 needs --smollm2 FOLDER, which python tests/real_model.py makes")
-    programs = [name for name in PROGRAMS if name in args.programs]
-    if args.tiny and not args.trl_python:
-        programs.remove("trl")
+    left_out = {"trl"} if args.tiny and not args.trl_python else set()
+    programs = [name for name in PROGRAMS if name in args.programs and name not in left_out]
     trl_python = args.trl_python
     if "trl" in programs and not trl_python:
         trl_python = make_trl(ROOT / "runs/trl")
@@ -286,22 +307,20 @@ def main() -> None:
             cases = [each for case in cases for each in (case, *grown(case))]
         if args.coin:
             cases = [replace(case, verifier=COIN) for case in cases]
+        show(HEADER)
+        show(["---"] * len(HEADER))
         results = {}
         for case in cases:
             own = [name for name in programs if case.name in names or name in ("grpo", "trl", "bare")]
-            runs = {program: [] for program in own}
-            for _ in range(args.repeats):
-                for program in own:
-                    python = trl_python if program == "trl" else sys.executable
-                    left = run(case, program, args.warmup + args.steps, python, Path(folder))
-                    runs[program].append(measured(left, args.warmup))
-                    about = {"case": asdict(case), "program": program, "warmup": args.warmup}
-                    out.write(json.dumps({**about, **runs[program][-1], "versions": left["versions"]}) + "\n")
-                    seconds = np.median(runs[program][-1]["step"])
-                    print(f"{case.name}, {program}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
-            results |= {(case.name, program): medians(runs[program]) for program in own}
-    print("\n".join(table(results)), end="\n\n")
-    print("\n".join(goals(results)))
+            found = take_turns(case, own, args, trl_python, Path(folder), out)
+            results |= {(case.name, program): found[program] for program in own}
+            for program in own:
+                show(row(results, case.name, program))
+    print()
+    show(["goal", "case", "measured", "limit", "holds"])
+    show(["---"] * 5)
+    for cells in goals(results):
+        show(cells)
 
 
 if __name__ == "__main__":

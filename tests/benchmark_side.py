@@ -155,7 +155,7 @@ def trl(task: dict, notes: Notes) -> None:
         return [float(verdict.correct) for verdict in verdicts]
 
     class Timed(GRPOTrainer):
-        """Its methods of one phase each, timed; what is between them is "other"."""
+        """Its methods of one phase each, timed; what is between them is the rest."""
 
         clock = Clock()
         trained = 0
@@ -163,18 +163,18 @@ def trl(task: dict, notes: Notes) -> None:
         def _prepare_inputs(self, batch):
             self.clock("update")
             inputs = super()._prepare_inputs(batch)
-            self.clock("other")
+            self.clock("rest")
             self.trained += int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
             return inputs
 
         def _generate_single_turn(self, *args, **kwargs):
-            self.clock("other")
+            self.clock("rest")
             found = super()._generate_single_turn(*args, **kwargs)
             self.clock("rollout", tokens=sum(map(len, found[0])))
             return found
 
         def _calculate_rewards(self, *args):
-            self.clock("other")
+            self.clock("rest")
             found = super()._calculate_rewards(*args)
             self.clock("verify")
             return found
@@ -244,7 +244,7 @@ def bare(task: dict, notes: Notes) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        clock("other")
+        clock("rest")
         notes.steps.append({"seconds": dict(clock.seconds), "sampled": sum(lengths),
                             "trained": rows * (prompt + response), "rows": rows})
     notes.end()

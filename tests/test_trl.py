@@ -113,7 +113,7 @@ def test_the_benchmark_sees_into_a_step_of_trl(tmp_path):
     benchmark_side.trl(task, notes)
     assert len(notes.steps) == 2 and len(notes.begins) == 3
     for step, begin, end in zip(notes.steps, notes.begins, notes.begins[1:]):
-        assert {"rollout", "verify", "update", "other"} == step["seconds"].keys()
+        assert {"rollout", "verify", "update", "rest"} == step["seconds"].keys()
         assert min(step["seconds"].values()) > 0 and sum(step["seconds"].values()) <= end - begin
         assert 8 <= step["sampled"] <= 8 * 12
         assert step["trained"] > step["sampled"] and step["rows"] == 8
