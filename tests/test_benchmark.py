@@ -118,6 +118,31 @@ def test_it_runs_at_a_tiny_size(tmp_path, monkeypatch, capsys):
         assert len(line["step"]) == 2
 
 
+def test_growth_is_of_grpo_beside_trl_and_the_bare_passes(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(case, program, steps, python, folder):
+        asked.append((case.name, case.prompts, case.max_response, case.verifier, program, python))
+        return {"started": 0.0, "begins": [1.0, 2.0], "memory": 1, "steps": [a_step(0.5, 0.25, 9, 9)],
+                "versions": {}}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    options = "--tiny --growth --coin --trl-python there --steps 1 --warmup 0 --repeats 2 --programs nsr trl grpo"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options.split()])
+    benchmark.main()
+    turns = [(name, program) for name, *_, program, _ in asked]
+    grown = [name for name in dict.fromkeys(name for name, _ in turns) if "x " in name]
+    assert grown == ["embedded, 2x rollouts", "embedded, 4x rollouts", "random, 2x rollouts",
+                     "random, 2x lengths", "random, 4x rollouts", "random, 4x lengths"]
+    assert turns[:6] == [("embedded", name) for name in ("grpo", "trl", "nsr")] * 2  # they take turns
+    assert [name for case, name in turns if case == grown[0]] == ["grpo", "trl"] * 2
+    sizes = {name: (prompts, response) for name, prompts, response, *_ in asked}
+    assert sizes["random"] == (2, 8) and sizes[grown[3]] == (2, 16) and sizes[grown[4]] == (8, 8)
+    assert {verifier for *_, verifier, _, _ in asked} == {benchmark.COIN}
+    assert {python for *_, program, python in asked if program == "trl"} == {"there"}
+    assert capsys.readouterr().out.count("| 1.00x |") == 2 * 2 + 6  # of grpo.py and nsr.py, of grpo.py
+
+
 def test_the_coin_is_the_same_for_the_same_text():
     texts = [f"response {i}" for i in range(400)]
     heads = [coin(text, None) for text in texts]
