@@ -127,8 +127,8 @@ def test_growth_is_of_grpo_beside_trl_and_the_bare_passes(tmp_path, monkeypatch,
                 "versions": {}}
 
     monkeypatch.setattr(benchmark, "run", run)
-    options = "--tiny --growth --coin --trl-python there --steps 1 --warmup 0 --repeats 2 --programs nsr trl grpo"
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options.split()])
+    options = "--tiny --growth --coin --trl-python there --steps 1 --warmup 0 --repeats 2".split()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, "--programs", "nsr", "trl", "grpo"])
     benchmark.main()
     turns = [(name, program) for name, *_, program, _ in asked]
     grown = [name for name in dict.fromkeys(name for name, _ in turns) if "x " in name]
