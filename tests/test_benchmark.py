@@ -95,6 +95,7 @@ def test_the_bare_rollout_passes_each_prompt_once_and_each_token_but_the_last_on
     assert shapes == [(2, 6), (3, 1), (3, 1), (1, 1)]
 
 
+@pytest.mark.slow
 def test_it_runs_at_a_tiny_size(tmp_path, monkeypatch, capsys):
     def start(python, side, task, log):
         process = started.start("tests/benchmark_side.py", side, task, out=log, err=f"{log}.err")
