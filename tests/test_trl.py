@@ -9,6 +9,8 @@ of the same rows must agree. Where the two differ by design:
   loss takes.
 """
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from datasets import Dataset
@@ -17,6 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import grpo
 import nsr
 import ppo
+from tests import benchmark_side
+from tests.benchmark import Case
+from tests.benchmark_side import Notes
 
 trl = pytest.importorskip("trl")
 
@@ -99,3 +104,16 @@ def test_loss_and_gradient_are_trls(trainer, script, per_token, beta, loss_agg, 
     assert abs(ours.item() - loss.item()) < 1e-6
     gradient = flat_gradient(theirs.model)
     assert (flat_gradient(model) - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def test_the_benchmark_sees_into_a_step_of_trl(tmp_path):
+    """Its phases are methods of TRL that another version may name otherwise."""
+    case = Case("embedded", MODEL, "countdown", "countdown", prompts=2, n=4, max_response=12)
+    task, notes = {"case": asdict(case), "steps": 2, "run_dir": str(tmp_path)}, Notes()
+    benchmark_side.trl(task, notes)
+    assert len(notes.steps) == 2 and len(notes.begins) == 3
+    for step, begin, end in zip(notes.steps, notes.begins, notes.begins[1:]):
+        assert {"rollout", "verify", "update", "rest"} == step["seconds"].keys()
+        assert min(step["seconds"].values()) > 0 and sum(step["seconds"].values()) <= end - begin
+        assert 8 <= step["sampled"] <= 8 * 12
+        assert step["trained"] > step["sampled"] and step["rows"] == 8
