@@ -445,10 +445,9 @@ def main(args: Args) -> Path:
     policy = check_model(shard(Policy(args.model), device, args.gradient_checkpointing), sampler)
     critic = shard(Critic(args.model), device, args.gradient_checkpointing)
     reference = shard(Policy(args.model), device).to("cpu").eval() if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
-                                  fused=device == "cuda")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_lr,
-                                         weight_decay=args.weight_decay, fused=device == "cuda")
+                                         weight_decay=args.weight_decay, fused=True)
     run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(evaluate.start_line(prompts, counts, held_out))
     held_out.write(run.folder / "eval_base.json", again=False)

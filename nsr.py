@@ -270,8 +270,7 @@ def main(args: Args) -> Path:
                                   args.max_prompt, args.max_response, sampler.positions)
     held_out = evaluate.HeldOut(args, sampler, verifier)
     policy = check_model(shard(Policy(args.model), device, args.gradient_checkpointing), sampler)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay,
-                                  fused=device == "cuda")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     run = Run(args, __file__, [*prompts, *held_out.prompts])
     print(evaluate.start_line(prompts, counts, held_out))
     held_out.write(run.folder / "eval_base.json", again=False)

@@ -45,14 +45,13 @@ def tensors(parts: dict, saved=()) -> dict:
             own = {name for name, _ in (*of.named_parameters(), *of.named_buffers())}
             found |= {f"{part}.{name}": tensor for name, tensor in of.state_dict().items() if name in own}
             continue
-        fused = [bool(group.get("fused")) for group in of.param_groups for _ in group["params"]]
         for i, parameter in enumerate(p for group in of.param_groups for p in group["params"]):
             state = of.state[parameter] if parameter in of.state else {}
             for key in (name.split(".")[2] for name in saved if name.startswith(f"{part}.{i}.")):
                 state = of.state[parameter]
                 state[key] = torch.zeros_like(parameter.detach())
                 if key == "step":  # a fused optimizer counts on the device
-                    state[key] = torch.zeros((), device=parameter.device if fused[i] else "cpu")
+                    state[key] = torch.zeros((), device=parameter.device)
             found |= {f"{part}.{i}.{key}": value for key, value in state.items()}
     return found
 

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from data import UserError
+from machinery.draws import draw, sampling_logprobs
 from machinery.models import load_config, load_model, load_tokenizer, refused
 from machinery.ranks import pick_device, rank, world
 
@@ -355,10 +356,7 @@ class TransformersSampler(Sampler):
         finished = torch.zeros(len(owner), dtype=torch.bool, device=self.device)
         for t in range(max_tokens):
             logp = sampling_logprobs(logits.float(), temperature, top_p, top_k)
-            if temperature:
-                token = torch.multinomial(logp.exp(), 1, generator=generator)
-            else:
-                token = logp.argmax(-1, keepdim=True)
+            token = draw(logp, generator) if temperature else logp.argmax(-1, keepdim=True)
             tokens[alive, t] = token[:, 0]
             logprobs[alive, t] = logp.gather(1, token)[:, 0]
             ended = torch.isin(token[:, 0], stop)
@@ -380,18 +378,3 @@ class TransformersSampler(Sampler):
             logits = out.logits[:, -1]
         columns = tokens.tolist(), logprobs.tolist(), n_tokens.tolist(), finished.tolist()
         return [Sample(ids[:m], lps[:m], done) for ids, lps, m, done in zip(*columns)]
-
-
-def sampling_logprobs(
-    logits: torch.Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0
-) -> torch.Tensor:
-    """Log-probs [rows, V] of the sampling distribution: temperature, then top-k, then top-p, renormalised."""
-    logits = logits / temperature if temperature else logits
-    if top_k > 0:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p < 1.0:
-        ordered, order = logits.softmax(-1).sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays in
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
-    return logits.log_softmax(-1)

@@ -18,8 +18,9 @@ from data import UserError
 from evaluate import PRESETS, Args, chunk_result, evaluate, labels, main, read_args, report, start_line
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
+from machinery.draws import draw, sampling_logprobs
 from machinery.kept import Kept, files_of
-from machinery.sampler import Sample, Sampler, sampling_logprobs
+from machinery.sampler import Sample, Sampler
 from tests.started import start
 from verify import RIGHT, WRONG, Verifier
 
@@ -76,6 +77,16 @@ def test_small_cache_splits_groups_and_keeps_the_order(prompts):
     groups = small.generate(prompts, 7, 0.0, 16, seed=0)
     whole = Sampler(MODEL, device="cpu").generate(prompts, 7, 0.0, 16, seed=0)
     assert [[s.ids for s in g] for g in groups] == [[s.ids for s in g] for g in whole]
+
+
+def test_draws_are_of_the_distribution():
+    """200,000 draws: every frequency within 4.5 standard errors, and what has no probability is never drawn."""
+    p_V = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.2, 0.05, 0.0])
+    drawn_N1 = draw(p_V.log().expand(200_000, -1), torch.Generator().manual_seed(0))
+    assert drawn_N1.shape == (200_000, 1)
+    share_V = torch.bincount(drawn_N1[:, 0], minlength=7) / 200_000
+    assert ((share_V - p_V).abs() <= 4.5 * (p_V * (1 - p_V) / 200_000).sqrt()).all()
+    assert (share_V[p_V == 0] == 0).all()
 
 
 def test_same_seed_same_tokens_and_the_global_random_state_is_untouched(sampler, prompts):

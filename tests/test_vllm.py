@@ -25,7 +25,8 @@ from grpo import Policy, pad, token_logprobs
 from machinery import sampler as sampling
 from machinery.models import check_model, check_sampler
 from machinery.ranks import pick_device
-from machinery.sampler import Sampler, TransformersSampler, VllmSampler, sampling_logprobs
+from machinery.draws import sampling_logprobs
+from machinery.sampler import Sampler, TransformersSampler, VllmSampler
 
 MODEL = "assets/countdown"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
