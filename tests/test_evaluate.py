@@ -80,7 +80,7 @@ def test_small_cache_splits_groups_and_keeps_the_order(prompts):
 
 
 def test_draws_are_of_the_distribution():
-    """200,000 draws: every frequency within 4.5 standard errors, and what has no probability is never drawn."""
+    """Every frequency is within 4.5 standard errors, and what has no probability is never drawn."""
     p_V = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.2, 0.05, 0.0])
     drawn_N1 = draw(p_V.log().expand(200_000, -1), torch.Generator().manual_seed(0))
     assert drawn_N1.shape == (200_000, 1)

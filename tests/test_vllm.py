@@ -23,9 +23,9 @@ import data
 from data import UserError
 from grpo import Policy, pad, token_logprobs
 from machinery import sampler as sampling
+from machinery.draws import sampling_logprobs
 from machinery.models import check_model, check_sampler
 from machinery.ranks import pick_device
-from machinery.draws import sampling_logprobs
 from machinery.sampler import Sampler, TransformersSampler, VllmSampler
 
 MODEL = "assets/countdown"
