@@ -1,0 +1,88 @@
+"""machinery.look: what happened in a run, as text, as a table, as a page in a browser."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from machinery import look
+from machinery.command import UserError
+from machinery.logged import hint_part, read_steps, visible
+from machinery.tasks import TASKS
+
+HOSTILE = "</script><script>alert(1)</script>\x1b[2J\x00\u202eabc\ud800 <b>&amp;\u2028 {{ 7 * 7 }}"
+
+
+def write_run(folder: Path, steps: int = 2, texts=("4*9=36\n", "4+9=13\n"), **more) -> Path:
+    """A run's files, made by hand: each step one group of plain and guided rows."""
+    folder.mkdir(parents=True)
+    args = {"script": "guide_grpo", "model": TASKS["sea"].model, "data": "sea", "steps": steps, "lr": 1e-4,
+            "n": 2}
+    (folder / "args.json").write_text(json.dumps({**args, **more}))
+    metrics, lines = [], []
+    for step in range(1, steps + 1):
+        metrics.append({"step": step, "rollout/reward": step / steps, "train/grad_norm": float("nan")})
+        for i, text in enumerate(texts):
+            tokens = [text[0], text[1:]]
+            lines.append({"step": step, "group": 0, "problem": f"p{step}", "prompt": "Use 3.\n",
+                          "sampled_from": "Use 3. Hint: 1+2.\n", "guided": bool(i), "completion": text,
+                          "answer": "36", "verdict": "right", "reward": float(i), "finished": True,
+                          "advantage": i - 0.5, "n_tokens": 2, "tokens": tokens,
+                          "engine_logp": [-0.1, -2.0], "old_logp": [-0.1, -2.0], "ratio": [1.0, 0.02],
+                          "weight": [0.25, None]})
+    for name, rows in (("metrics", metrics), ("rollouts", lines)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    for name, counts in (("base", (0, 2, 4)), ("trained", (3, 0, 4))):
+        problems = [{"id": f"p{i}", "n": 4, "c": c} for i, c in enumerate(counts)]
+        (folder / f"eval_{name}.json").write_text(json.dumps({"problems": problems}))
+    return folder
+
+
+def test_a_step_as_text(tmp_path):
+    run = write_run(tmp_path / "run")
+    said = look.step_text(run, 2, colours=False)
+    assert "group 1: p2; plain 0 of 1 right, guided 1 of 1 right; answer 36" in said
+    assert "prompt | Use 3.\n" in said and "hint   | Hint: 1+2.\n" in said
+    assert "+ right, guided, advantage +0.5\n         | 4+9=13" in said
+    assert "1 ratios below 0.5: '+9=13\\n' 0.02 (weight -)" in said
+    assert "\x1b" not in said and "\x1b[32m+ right, guided" in look.step_text(run, 2, colours=True)
+    with pytest.raises(UserError, match=r"--step 3: .* has no such step; there are: 1 to 2"):
+        look.step_text(run, 3, colours=False)
+
+
+def test_rollouts_of_earlier_versions_and_of_a_run_at_work(tmp_path):
+    run = write_run(tmp_path / "run")
+    old = [{"step": 1, "problem": p, "prompt": "A", "guided": False, "sampled_from": "A", "completion": "B",
+            "answer": "C", "verdict": "wrong", "reward": 0.0, "advantage": 0.1} for p in "ppqq"]
+    text = "".join(json.dumps(line) + "\n" for line in old)
+    (run / "rollouts.jsonl").write_text(text + '{"step": 2, "pro')
+    assert [len(group) for group in read_steps(run)[1]] == [2, 2] and list(read_steps(run)) == [1]
+    assert "- wrong, advantage +0.1\n         | B" in look.step_text(run, 1, colours=False)
+    (run / "rollouts.jsonl").write_text("{\n" + text)
+    with pytest.raises(UserError, match=r"rollouts.jsonl, line 1, is damaged"):
+        look.step_text(run, 1, colours=False)
+
+
+def test_hostile_texts_stay_text(tmp_path):
+    run = write_run(tmp_path / "run", texts=(HOSTILE, "x" * 1_000_000))
+    said = look.step_text(run, 1, colours=False)
+    said.encode()  # no half of a surrogate pair
+    assert not {"\x1b", "\x00", "\u202e", "\u2028"} & set(said) and "\\x1b[2J\\x00\\u202eabc\\ud800" in said
+    assert ".. and 980,000 characters" in said and len(said) < 30_000
+    assert visible("a\u200db\tc\nd é 中") == "a\u200db\tc\nd é 中"
+    assert hint_part("", "") == ["", "", ""] and hint_part("aa", "aaa") == ["aa", "a", ""]
+
+
+def test_the_table_of_runs(tmp_path):
+    write_run(tmp_path / "a", lr=3e-5)
+    write_run(tmp_path / "more/b", steps=4, script="ppo", data="countdown")
+    write_run(tmp_path / "c")
+    (tmp_path / "c/metrics.jsonl").write_text("{}\n")
+    said = look.runs_table(tmp_path).splitlines()
+    assert len(said) == 5
+    assert "| a " in said[2] and "| 2 of 2 " in said[2] and "0.750" in said[2] and "0.500 -> 0.583" in said[2]
+    assert "--steps 2 --lr 3e-05" in said[2] and "--model" not in said[2]
+    assert "metrics.jsonl, line 1, is damaged" in said[3]
+    assert "| more/b " in said[4] and "| ppo " in said[4] and "--data countdown" in said[4]
+    with pytest.raises(UserError, match="no training run, and there is none in it"):
+        look.runs_table(tmp_path / "more/b/nothing")
