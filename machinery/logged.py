@@ -1,5 +1,6 @@
 """What a run has logged, as a person may look at it: its lines read, its texts made harmless and cut."""
 
+import ast
 import json
 import math
 import unicodedata
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from machinery.command import UserError
 from machinery.compare import read_result
+from machinery.names import names_of
+from machinery.tasks import TASKS
 
 CHARACTERS = 20_000  # of one text that are shown: the rest is in rollouts.jsonl
 COLUMNS = ("engine_logp", "old_logp", "ratio", "weight", "advantages", "values")  # one number a token
@@ -66,6 +69,33 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def pass_at_1(result: dict) -> float:
     return sum(row["c"] / row["n"] for row in result["problems"]) / len(result["problems"])
+
+
+def defaults(script: str) -> dict:
+    """The defaults of a script's options, read from its source: importing it would take seconds."""
+    found, home = {}, Path(__file__).parent
+    for path in (home / "run.py", home.parent / f"{script}.py"):
+        if not path.is_file():
+            return {}
+        for part in ast.parse(path.read_text()).body:
+            if isinstance(part, ast.ClassDef) and part.name.endswith("Args"):
+                for line in part.body:
+                    if isinstance(line, ast.AnnAssign) and line.value:
+                        found[line.target.id] = ast.literal_eval(line.value)
+    return found
+
+
+def changed_args(args: dict) -> str:
+    """The options of a run that are not the defaults, as one would type them."""
+    usual = defaults(args["script"])
+    task = next((TASKS[name] for name in names_of(str(args["data"])) if name in TASKS), TASKS["countdown"])
+    derived = {"model": task.model, "max_response": task.max_response}
+    said = []
+    for key, value in args.items():
+        same = value == usual.get(key) or value == derived.get(key)
+        if key in usual and not same and key not in ("run_dir", "resume"):
+            said.append(f"--{key.replace('_', '-')} {value}")
+    return visible(" ".join(said))
 
 
 # ---- texts -------------------------------------------------------------------------------------------------

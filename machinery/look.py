@@ -1,5 +1,7 @@
 """A tool: what happened in a training run, step by step and token by token.
 
+    python -m machinery.look runs/RUN              # writes runs/RUN/look.html: one file, for any browser
+    python -m machinery.look runs/A runs/B         # two runs side by side: runs/A/look-B.html
     python -m machinery.look runs/RUN --step 40    # one step as text
     python -m machinery.look runs                  # a table of the runs in a folder
 
@@ -7,13 +9,13 @@ It reads what the run has written so far, also while it trains, and needs no mod
 """
 
 import argparse
-import ast
 import sys
 from pathlib import Path
 
 from machinery.command import UserError, run_command
 from machinery.compare import table
 from machinery.logged import (
+    changed_args,
     group_shown,
     is_run,
     pass_at_1,
@@ -23,8 +25,7 @@ from machinery.logged import (
     read_steps,
     visible,
 )
-from machinery.names import names_of
-from machinery.tasks import TASKS
+from machinery.page import write_page
 
 LOW_RATIO = 0.5  # as guide/low_ratio: where the hint decided
 
@@ -113,33 +114,6 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(path for path in found if is_run(path))
 
 
-def defaults(script: str) -> dict:
-    """The defaults of a script's options, read from its source: importing it would take seconds."""
-    found, home = {}, Path(__file__).parent
-    for path in (home / "run.py", home.parent / f"{script}.py"):
-        if not path.is_file():
-            return {}
-        for part in ast.parse(path.read_text()).body:
-            if isinstance(part, ast.ClassDef) and part.name.endswith("Args"):
-                for line in part.body:
-                    if isinstance(line, ast.AnnAssign) and line.value:
-                        found[line.target.id] = ast.literal_eval(line.value)
-    return found
-
-
-def changed_args(args: dict) -> str:
-    """The options of a run that are not the defaults, as one would type them."""
-    usual = defaults(args["script"])
-    task = next((TASKS[name] for name in names_of(str(args["data"])) if name in TASKS), TASKS["countdown"])
-    derived = {"model": task.model, "max_response": task.max_response}
-    said = []
-    for key, value in args.items():
-        same = value == usual.get(key) or value == derived.get(key)
-        if key in usual and not same and key not in ("run_dir", "resume"):
-            said.append(f"--{key.replace('_', '-')} {value}")
-    return visible(" ".join(said))
-
-
 def runs_table(folder: Path) -> str:
     """Raises UserError if there is no run."""
     runs = runs_of(folder)
@@ -171,19 +145,20 @@ def run_cells(run: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m machinery.look", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="a run, or a folder of runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="a run, two runs, or a folder of runs")
     parser.add_argument("--step", type=int, help="prints this step as text")
     args = parser.parse_args()
-    if len(args.runs) > 1:
-        raise UserError("one run at a time; a folder of runs gives a table of all")
-    if not is_run(args.runs[0]) and args.step is None:
+    if len(args.runs) > 2:
+        raise UserError("at most two runs side by side; a folder of runs gives a table of all")
+    if len(args.runs) == 1 and not is_run(args.runs[0]) and args.step is None:
         print(runs_table(args.runs[0]))
         return
     for run in args.runs:
         if not is_run(run):
             raise UserError(f"{run} is no training run: it has no args.json and metrics.jsonl")
     if args.step is None:
-        raise UserError("give --step: which step of the run to show")
+        print(write_page(args.runs))
+        return
     for run in args.runs:
         print(step_text(run, args.step, sys.stdout.isatty()))
 

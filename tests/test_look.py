@@ -1,16 +1,21 @@
 """machinery.look: what happened in a run, as text, as a table, as a page in a browser."""
 
 import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from machinery import look
+from machinery import look, page
 from machinery.command import UserError
 from machinery.logged import hint_part, read_steps, visible
 from machinery.tasks import TASKS
 
-HOSTILE = "</script><script>alert(1)</script>\x1b[2J\x00\u202eabc\ud800 <b>&amp;\u2028 {{ 7 * 7 }}"
+HOSTILE = ("</script><script>alert(1)</script><img src=x onerror=alert(2)><!--\x1b[2J\x00\u202eabc\ud800 "
+           "<b>&amp;\u2028 {{ 7 * 7 }}")
 
 
 def write_run(folder: Path, steps: int = 2, texts=("4*9=36\n", "4+9=13\n"), **more) -> Path:
@@ -86,3 +91,98 @@ def test_the_table_of_runs(tmp_path):
     assert "| more/b " in said[4] and "| ppo " in said[4] and "--data countdown" in said[4]
     with pytest.raises(UserError, match="no training run, and there is none in it"):
         look.runs_table(tmp_path / "more/b/nothing")
+
+
+# ---- the page ----------------------------------------------------------------------------------------------
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What a person would do, at the end of the page; the title says how long it took to open.
+CLICKS = """<script>
+const opened = Math.round(performance.now());
+for (const option of $("shade").options) { shade = option.value; paint(); }
+for (const button of document.querySelectorAll("button[data-cell]")) button.click();
+for (const token of document.querySelectorAll(".completion span")) token.onmouseenter({target: token});
+$("on").click(); $("back").click(); document.querySelector("details").open = true;
+document.querySelector("svg").onclick({clientX: 300});
+document.title = `opened in ${opened} ms at step ${step}`;
+</script>"""
+
+
+def browse(path: Path) -> tuple[str, list[str]]:
+    """The document after its scripts have run, and what they have complained of."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command = [BROWSER, *options, f"--user-data-dir={path.parent}/profile", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+class Tags(HTMLParser):
+    """The names of all elements, as a browser's own words say them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+
+
+def test_the_page_holds_each_step_as_json_that_no_text_breaks_out_of(tmp_path):
+    run = write_run(tmp_path / "run", texts=(HOSTILE, "x" * 100_000))
+    out = page.write_page([run])
+    assert out == run / "look.html"
+    text = out.read_text()
+    tags = Tags(text).names
+    assert tags.count("script") == 1 + 2 + 1 and "img" not in tags and "alert(1)" in text
+    assert not re.search(r"""(src|href)=["']?http""", text)  # works from a disk
+    (group,) = json.loads(re.search(r'id="step-0-1">(.*)</script>', text)[1])
+    assert group["hinted"] == ["Use 3.", " Hint: 1+2.", "\n"]
+    first, second = group["rows"]
+    assert "".join(first["tokens"]) + first["rest"] == visible(HOSTILE)
+    assert second["left"] == 80_000 and second["weight"] == [0.25]
+    data = json.loads(re.search(r'id="run-0">(.*)</script>', text)[1])
+    assert data["curves"]["rollout/reward"] == [[0, 0.5], [1, 1.0]]  # 0 is the base
+    assert data["curves"]["eval/pass@1"] == [[0, 0.5], [2, 0.5833]]
+    assert "train/grad_norm" not in data["curves"] and data["metrics"]["1"]["train/grad_norm"] is None
+    assert [problem["id"] for problem in data["moved"]["never sometimes"]] == ["p0"]
+    assert data["moved"]["sometimes never"] == [
+        {"id": "p1", "steps": [1], "base": {"n": 4, "c": 2}, "trained": {"n": 4, "c": 0}}]
+
+
+def test_a_page_of_two_runs_and_of_a_run_without_results(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b <i>")
+    (b / "eval_trained.json").unlink()
+    (b / "rollouts.jsonl").write_text("")
+    out = page.write_page([a, b])
+    text = out.read_text()
+    assert out.name == "look-b__i_.html" and "b &lt;i&gt;" in text and "<i>" not in text
+    assert 'id="step-0-1"' in text and 'id="step-1-1"' not in text and "Not known: it takes" in text
+    (b / "eval_trained.json").write_text("{}")
+    assert "is no result file" in page.page([b])
+
+
+def test_a_page_has_room_for_every_step(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", steps=20, texts=("x" * 10_000, "y" * 10_000))
+    monkeypatch.setattr(page, "MOST_BYTES", 100_000)
+    text = page.page([run])
+    assert len(text) < 150_000 and '"left": 9000' in text and 'id="step-0-20"' in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="needs chromium: apt-get install chromium")
+def test_in_a_browser_500_steps_open_at_once_and_hostile_texts_stay_text(tmp_path):
+    texts = ["4*9=36\n" * 40, HOSTILE, "\u05d0\u202e" * 50, "x" * 20_000] * 2
+    run, other = write_run(tmp_path / "run", steps=500, texts=texts), write_run(tmp_path / "other")
+    path = page.write_page([run, other])
+    path.write_text(path.read_text().replace("</body>", f"{CLICKS}</body>"))
+    document, complaints = browse(path)
+    assert complaints == []
+    opened, step = re.search(r"<title>opened in (\d+) ms at step (\d+)</title>", document).groups()
+    assert int(opened) < 3000 and int(step) > 1
+    tags = Tags(document).names
+    assert tags.count("script") == 2 + 500 + 2 + 1 + 1 and "img" not in tags
+    shown = document[document.index('id="step"') : document.index('id="tip"')]
+    assert "alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;" in shown and "\\u202e" in shown
+    assert len(re.findall('class="row( right)?"', shown)) == 8 and "Nothing is logged of this step" in shown
+    assert tags.count("svg") == 2  # rewards, pass@1

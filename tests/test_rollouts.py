@@ -8,7 +8,7 @@ import torch
 import guide_grpo
 import ppo
 from data import Problem
-from machinery import look, rollouts
+from machinery import logged, rollouts
 from machinery.logged import row_shown
 from verify import Verdict
 
@@ -88,5 +88,5 @@ def test_tokens_join_to_the_response(text, tokenizer):
 @pytest.mark.parametrize("script", ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"])
 def test_look_knows_the_defaults_of_the_script(script):
     fields = import_module(script).Args.__dataclass_fields__
-    assert look.defaults(script) == {name: field.default for name, field in fields.items()}
-    assert look.changed_args({"script": script, **vars(import_module(script).Args())}) == ""
+    assert logged.defaults(script) == {name: field.default for name, field in fields.items()}
+    assert logged.changed_args({"script": script, **vars(import_module(script).Args())}) == ""
