@@ -12,6 +12,7 @@ from machinery.names import names_of
 from machinery.tasks import TASKS
 
 CHARACTERS = 20_000  # of one text that are shown: the rest is in rollouts.jsonl
+SAMPLES = 1000  # problems of a result file that have samples to be read
 COLUMNS = ("engine_logp", "old_logp", "ratio", "weight", "advantages", "values")  # one number a token
 
 
@@ -156,6 +157,19 @@ def row_shown(row: dict, most: int = CHARACTERS) -> dict:
         if name in row:
             shown[name] = [finite(x) for x in row[name][: len(tokens)]]
     return shown
+
+
+def samples_shown(problem, samples: list, verdicts: list) -> dict[str, str]:
+    """The question, and the first right and the first wrong one of its samples, for a result file."""
+    found = {"question": shortened(problem.question)}
+    for sample, verdict in zip(samples, verdicts):
+        found.setdefault("right" if verdict.correct else "wrong", shortened(sample.text))
+    return found
+
+
+def shortened(text: str, most: int = 1000) -> str:
+    """Its beginning and its end, where the answer is."""
+    return text if len(text) <= most else f"{text[: most // 2]} [..] {text[-most // 2 :]}"
 
 
 def group_shown(group: list[dict], most: int = CHARACTERS) -> dict:

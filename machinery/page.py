@@ -92,10 +92,12 @@ def movement_shown(results: dict[str, dict], steps: dict) -> dict[str, list] | N
         for group in groups:
             logged.setdefault(str(group[0].get("problem")), []).append(step)
     cells: dict[str, list] = {f"{before} {after}": [] for before in STATES for after in STATES}
-    for base, trained in zip(results["base"]["problems"], results["trained"]["problems"]):
+    for i, (base, trained) in enumerate(zip(results["base"]["problems"], results["trained"]["problems"])):
         problem = {"id": visible(str(base["id"])), "steps": logged.get(str(base["id"]), [])}
         for name, row in (("base", base), ("trained", trained)):
-            problem[name] = {"n": row["n"], "c": row["c"]}
+            samples = results[name].get("samples", [])[i : i + 1]  # none in files of earlier versions
+            texts = {key: visible(str(text)) for sample in samples for key, text in sample.items()}
+            problem[name] = {"n": row["n"], "c": row["c"], **texts}
         cells[f"{state(base)} {state(trained)}"].append(problem)
     return cells
 

@@ -9,7 +9,7 @@ import torch
 
 from machinery.ranks import gather
 
-GROUPS = 2  # of a step; where none of them has guided rows, the first that has some as well
+GROUPS = 2  # of a step, and those that `chosen` adds
 TOKENS = 16384  # of a step, shared out evenly among its rows: the rest of a longer response is text alone
 
 
@@ -27,15 +27,22 @@ def keep(rows: list, old_logp_NT: torch.Tensor, values_NT: dict[str, torch.Tenso
 
 
 def chosen(groups: list[list]) -> list[list]:
-    """The groups of a step that are kept: its first ones, which are in random order, and a guided one."""
-    first, guided = groups[:GROUPS], [group for group in groups if is_guided(group)]
-    if guided and not any(is_guided(group) for group in first):
-        first = [*first, guided[0]]
-    return first
+    """The groups of a step that are kept: its first ones, which are in random order; where none of these has
+    guided rows, the first that has, and where none has an advantage, the first that has: at most two more."""
+    found = groups[:GROUPS]
+    for is_wanted in (is_guided, teaches):
+        wanted = [group for group in groups if is_wanted(group)]
+        if wanted and not any(is_wanted(group) for group in found):
+            found = [*found, wanted[0]]
+    return found
 
 
 def is_guided(group: list) -> bool:
     return any(row.guided for row in group)
+
+
+def teaches(group: list) -> bool:
+    return any(advantages(row).any() for row in group)
 
 
 def lines(groups: list[list], tokenizer) -> list[dict]:
@@ -97,7 +104,7 @@ def pieces(tokenizer, ids: list[int]) -> list[str]:
     for i in range(len(ids)):
         before = tokenizer.decode(ids[start:end])
         text = tokenizer.decode(ids[start : i + 1])[len(before) :]
-        if text.endswith("\ufffd") and i + 1 < len(ids):
+        if text.endswith("\ufffd") and i + 1 < len(ids) and i - end < 8:  # longer is no character
             found.append("")
         else:
             found.append(text)

@@ -39,7 +39,9 @@ def write_run(folder: Path, steps: int = 2, texts=("4*9=36\n", "4+9=13\n"), **mo
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     for name, counts in (("base", (0, 2, 4)), ("trained", (3, 0, 4))):
         problems = [{"id": f"p{i}", "n": 4, "c": c} for i, c in enumerate(counts)]
-        (folder / f"eval_{name}.json").write_text(json.dumps({"problems": problems}))
+        samples = [{"question": "Use 3.", "right": "1+2=3", "wrong": HOSTILE}]
+        text = json.dumps({"problems": problems, "samples": samples})
+        (folder / f"eval_{name}.json").write_text(text)
     return folder
 
 
@@ -145,7 +147,10 @@ def test_the_page_holds_each_step_as_json_that_no_text_breaks_out_of(tmp_path):
     assert data["curves"]["rollout/reward"] == [[0, 0.5], [1, 1.0]]  # 0 is the base
     assert data["curves"]["eval/pass@1"] == [[0, 0.5], [2, 0.5833]]
     assert "train/grad_norm" not in data["curves"] and data["metrics"]["1"]["train/grad_norm"] is None
-    assert [problem["id"] for problem in data["moved"]["never sometimes"]] == ["p0"]
+    (problem,) = data["moved"]["never sometimes"]
+    samples = {"question": "Use 3.", "right": "1+2=3", "wrong": visible(HOSTILE)}
+    assert problem == {"id": "p0", "steps": [], "base": {"n": 4, "c": 0, **samples},
+                       "trained": {"n": 4, "c": 3, **samples}}
     assert data["moved"]["sometimes never"] == [
         {"id": "p1", "steps": [1], "base": {"n": 4, "c": 2}, "trained": {"n": 4, "c": 0}}]
 

@@ -35,6 +35,10 @@ def test_the_groups_of_a_step_are_whole_and_one_is_guided():
     assert rollouts.chosen([plain, plain, plain]) == [plain, plain]
     assert rollouts.chosen([plain, guided, guided]) == [plain, guided]
     assert [len(group) for group in rollouts.chosen([plain, plain, plain, guided])] == [2, 2, 2]
+    taught, both = [row(advantage=1.0), row()], [row(advantage=1.0), row(guided=True)]
+    assert rollouts.chosen([plain, plain, plain, taught, taught]) == [plain, plain, taught]
+    assert rollouts.chosen([plain, plain, taught, guided]) == [plain, plain, guided, taught]
+    assert rollouts.chosen([plain, plain, taught, both]) == [plain, plain, both]
     lines = rollouts.lines([plain, plain, plain, guided], Bytes())
     assert [line["group"] for line in lines] == [0, 0, 1, 1, 2, 2]
     assert [line["guided"] for line in lines] == [False] * 5 + [True]

@@ -101,8 +101,18 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         assert m["engine/gap_max"] < 1e-4  # old log-probs are the sampler's
     before = load_file("assets/countdown/model.safetensors")
     assert any(not torch.equal(before[k], v) for k, v in weights(run_dir).items())
-    rollout = json.loads((run_dir / "rollouts.jsonl").read_text().splitlines()[0])
-    assert {"step", "prompt", "sampled_from", "completion", "verdict", "guided"} <= rollout.keys()
+    rows = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert {"step", "prompt", "sampled_from", "completion", "verdict", "guided"} <= rows[0].keys()
+    assert [row["step"] for row in rows if row["group"] == 0 and not row["guided"]] == [1] * 4 + [2] * 4
+    assert any("ratio" in row for row in rows)
+    for row in rows:
+        assert "".join(row["tokens"]) == row["completion"]
+        for rho, weight in zip(row.get("ratio", []), row.get("weight", [])):
+            expected = rho
+            if row["guided"]:  # the derivative of rho / (rho + gamma) with respect to log rho
+                gamma = metrics(run_dir)[row["step"] - 1]["guide/gamma"]
+                expected = rho * gamma / (rho + gamma) ** 2
+            assert weight == pytest.approx(expected, rel=0.01) or (weight == 0 and not row["guided"])
 
 
 def test_help_shows_the_header_and_every_comment(tmp_path):
