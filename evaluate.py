@@ -33,6 +33,7 @@ from machinery.command import check_writable, resume_line, run_command, stoppabl
 from machinery.compare import comparison, curve, hint_table, part_curves, parts, plot, read_result
 from machinery.folder import write_json
 from machinery.kept import Kept, files_of
+from machinery.logged import SAMPLES, samples_shown
 from machinery.models import check_sampler
 from machinery.names import labels, names_of
 from machinery.ranks import gather, join, rank, share, total, world
@@ -47,12 +48,14 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
              hinted=False, kept: Kept | None = None) -> dict:
     """Sample and score: {"problems": [{id, domain, n, c, mean_length}], "verdicts": {why: count}, "entropy"}.
 
-    `prompts` are data.Prompts; c of the n samples are right. Verification of a chunk of problems follows its
-    sampling. Ranks share the work. The chunks of `kept` are not made again. The entropy is of the sampling
-    distribution, in nats a token: see docs/metrics.md; None at temperature 0.
+    `prompts` are data.Prompts; c of the n samples are right. "samples" has a right and a wrong one of each of
+    the first problems, to be read. Verification of a chunk of problems follows its sampling. Ranks share the
+    work. The chunks of `kept` are not made again. The entropy is of the sampling distribution, in nats a
+    token: see docs/metrics.md; None at temperature 0.
     """
     kept = kept or Kept()
     rows, verdicts, sums, mine = [], Counter(dict.fromkeys(WHY, 0)), Counter(), share(prompts)
+    samples = []
     chunk, most = max(1, 4096 // n), math.ceil(len(prompts) / world())
     starts = range(0, most, chunk)  # as many on every rank: those of one engine sample together
     bar = tqdm(starts, "evaluate", leave=False, disable=len(starts) == 1 or rank() > 0)
@@ -66,6 +69,7 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
             scored = verifier.score_groups(groups, [prompt.problem for prompt in part])
             kept.add(chunk_result(part, groups, scored))
         rows += kept.chunks[i]["problems"]
+        samples += kept.chunks[i]["samples"]
         verdicts.update(kept.chunks[i]["verdicts"])
         sums.update(kept.chunks[i]["sums"])
     sums = total(sums)
@@ -73,12 +77,12 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
     sampling = {"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
                 "seed": seed}
     return {"sampling": sampling, "verdicts": total(verdicts), "entropy": entropy, "versions": versions(),
-            "problems": gather(rows)}
+            "problems": gather(rows), "samples": gather(samples)[:SAMPLES]}
 
 
 def chunk_result(prompts, groups, scored) -> dict:
     """The counts of some prompts, of the groups of their samples and of those samples' verdicts."""
-    rows, verdicts, sums = [], Counter(), {"tokens": 0, "logp": 0.0}
+    rows, shown, verdicts, sums = [], [], Counter(), {"tokens": 0, "logp": 0.0}
     for prompt, samples, group in zip(prompts, groups, scored):
         verdicts.update(verdict.why for verdict in group)
         n, right = len(group), sum(verdict.correct for verdict in group)
@@ -89,7 +93,8 @@ def chunk_result(prompts, groups, scored) -> dict:
         rows.append({"id": problem.id, "domain": problem.domain, "n": n, "c": right, "mean_length": length})
         if "kind" in problem.meta:
             rows[-1]["kind"] = str(problem.meta["kind"])
-    return {"problems": rows, "verdicts": verdicts, "sums": sums}
+        shown.append(samples_shown(problem, samples, group))
+    return {"problems": rows, "samples": shown, "verdicts": verdicts, "sums": sums}
 
 
 def load_sets(names: str, split: str, limit: int | None, verifier: Verifier) -> dict[str, list[data.Problem]]:
@@ -369,7 +374,7 @@ def main(args: Args) -> None:
                 "top_p": args.top_p, "top_k": args.top_k}
     settings = {**about, **sampling, **versions(), "device": device, "processes": world(),
                 "prompts": data.fingerprint(prompts), "files": files_of(weights),
-                "format": 2}  # of a chunk: its sums since 2
+                "format": 3}  # of a chunk: its samples since 3
     kept, results = {}, {}
     for out, hinted in outs.items():
         kept[out] = Kept(Path(f"{out}.unfinished{rank() or ''}"), {**settings, "hinted": hinted})

@@ -148,6 +148,7 @@ class Row:
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # [T] of the sampling policy; None: the policy as it is
     ref_logp: torch.Tensor | None = None  # [T] of the reference model
+    trained: dict | None = None  # name: [T] of its update, for rollouts.jsonl
 
     @property
     def reward(self) -> float:
@@ -156,16 +157,6 @@ class Row:
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.response)
-
-    def shown(self, tokenizer) -> dict:
-        """As a person reads it, for rollouts.jsonl: the completion is what the verifier got."""
-        return {
-            "problem": self.problem.id, "prompt": tokenizer.decode(self.prompt), "guided": self.guided,
-            "sampled_from": tokenizer.decode(self.sampled_from),
-            "completion": tokenizer.decode(self.response, skip_special_tokens=True),
-            "answer": self.problem.answer, "verdict": self.verdict.why, "reward": self.reward,
-            "finished": self.finished, "advantage": self.advantage,
-        }
 
 
 def rollout(sampler, verifier, prompts, n, temperature, max_tokens, seed, clock, hinted=False):
@@ -349,7 +340,7 @@ def main(args: Args) -> Path:
                 loss_NT = loss_NT - args.entropy_coef * entropy_NT + args.beta * kl_NT
                 loss = aggregate(loss_NT, mask_NT, args.loss_agg, n_tokens, n_rows, args.max_response)
                 loss.backward()
-                means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
+                means.add(loss, mask_NT, old_NT, engine_NT, part, entropy=entropy_NT,
                           ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT)
             means.add_update(clip_gradient(policy, args.grad_clip))
             optimizer.step()

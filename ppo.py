@@ -217,6 +217,7 @@ class Row:
     old_logp: torch.Tensor | None = None  # [T] of the sampling policy; None: the policy as it is
     ref_logp: torch.Tensor | None = None  # [T] of the reference model
     k1: torch.Tensor | None = None  # [T] log pi_old - log pi_ref, both after `prompt`
+    trained: dict | None = None  # name: [T] of its update, for rollouts.jsonl
 
     @property
     def reward(self) -> float:
@@ -225,16 +226,6 @@ class Row:
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.response)
-
-    def shown(self, tokenizer) -> dict:
-        """As a person reads it, for rollouts.jsonl: the completion is what the verifier got."""
-        return {
-            "problem": self.problem.id, "prompt": tokenizer.decode(self.prompt), "guided": self.guided,
-            "sampled_from": tokenizer.decode(self.sampled_from),
-            "completion": tokenizer.decode(self.response, skip_special_tokens=True),
-            "answer": self.problem.answer, "verdict": self.verdict.why, "reward": self.reward,
-            "finished": self.finished, "advantage": self.advantage.mean().item(),
-        }
 
 
 def rollout(sampler, verifier, prompts, n, temperature, max_tokens, seed, clock, hinted=False):
@@ -471,7 +462,7 @@ def main(args: Args) -> Path:
                 if step >= args.critic_warmup:
                     loss.backward()
                 kl_NT = stack([row.k1 for row in part], torch.zeros_like(logp_NT))  # 0 without a reference
-                means.add(loss, mask_NT, old_NT, engine_NT, entropy=entropy_NT,
+                means.add(loss, mask_NT, old_NT, engine_NT, part, entropy=entropy_NT,
                           ratio=(logp_NT - old_NT).exp(), clip_fraction=clipped_NT, kl=kl_NT)
             if step >= args.critic_warmup:
                 means.add_update(clip_gradient(policy, args.grad_clip))

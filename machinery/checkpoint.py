@@ -103,10 +103,10 @@ def load_checkpoint(run: Path, parts: dict) -> int:
         torch.set_rng_state(state["rng"])
     if rank() == 0:
         for name in ("metrics.jsonl", "rollouts.jsonl"):
-            lines = (run / name).read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
-            (run / f"{name}.part").write_text(kept)
+            with open(run / name) as lines, open(run / f"{name}.part", "w") as kept:  # a large file
+                for line in lines:
+                    if line.endswith("\n") and json.loads(line)["step"] <= step:
+                        kept.write(line)
             os.replace(run / f"{name}.part", run / name)
     return step
 

@@ -194,7 +194,7 @@ def differences(base: dict, trained: dict) -> list[tuple]:
     Model and seed are meant to differ. An engine or a library that only one has used is a difference too.
     """
     found = []
-    for key in (base.keys() & trained.keys()) - {"problems", "verdicts", "entropy", "model"}:
+    for key in (base.keys() & trained.keys()) - {"problems", "samples", "verdicts", "entropy", "model"}:
         a, b = base[key], trained[key]
         if isinstance(a, dict) and isinstance(b, dict):  # sampling, versions
             for name in (a.keys() | b.keys()) - {"seed"}:

@@ -20,6 +20,7 @@ import transformers
 from tqdm import tqdm
 
 from data import TEMPLATES, UserError
+from machinery import rollouts
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
 from machinery.folder import check_data, claim, is_finished, release, write_json
@@ -216,17 +217,17 @@ class Run:
             signal.signal(number, signal.SIG_DFL)
 
     def log(self, metrics: dict, groups: list[list], tokenizer) -> None:
-        """A line to metrics.jsonl and the first and the last row of two groups to rollouts.jsonl."""
+        """A line to metrics.jsonl, and some whole groups to rollouts.jsonl. All ranks call it."""
         metrics = {"step": self.step + 1, **metrics, **self.clock.metrics()}
         self.metrics = {key: v if isinstance(v, int) else float(f"{v:.6g}") for key, v in metrics.items()}
+        rows = rollouts.lines(groups, tokenizer)
         if rank():
             return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(self.metrics) + "\n")
         with open(self.folder / "rollouts.jsonl", "a") as file:
-            for group in groups[:2]:
-                for row in group[:: max(1, len(group) - 1)]:
-                    file.write(json.dumps({"step": self.step + 1, **row.shown(tokenizer)}) + "\n")
+            for row in rows:
+                file.write(json.dumps({"step": self.step + 1, **row}) + "\n")
         self.tracker.log(self.metrics)
 
     def close(self) -> None:
@@ -339,8 +340,11 @@ class TokenMeans:
         self.updates = 0
 
     @torch.no_grad()
-    def add(self, loss, mask_NT, old_logp_NT, engine_logp_NT, **values_NT) -> None:
-        """One micro-batch: its share of the loss, each token's two log-probs at sampling, what to average."""
+    def add(self, loss, mask_NT, old_logp_NT, engine_logp_NT, rows=(), **values_NT) -> None:
+        """One micro-batch: its share of the loss, each token's two log-probs at sampling, what to average.
+
+        `rows` keep, as `trained`, what rollouts.jsonl shows of their tokens.
+        """
         if not mask_NT.any():  # a rank out of work
             return
         # Double: exp(2 gap) of a far one is beyond float32.
@@ -351,6 +355,7 @@ class TokenMeans:
         self.add_values(mask_NT, **values_NT)
         self._add(mask_NT, gaps_NT)
         self.sums["loss"] += loss
+        rollouts.keep(rows, old_logp_NT, values_NT)
 
     @torch.no_grad()
     def add_values(self, mask_NT, **values_NT) -> None:

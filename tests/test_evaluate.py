@@ -184,6 +184,9 @@ def test_the_entropy_by_hand_is_a_mean_over_tokens():
     samples = [Sample([1], [-3.0], True), Sample([1, 2, 3], [-1.0, 0.0, 0.0], False)]
     made = chunk_result([prompt, prompt], [samples, samples], [[RIGHT, WRONG]] * 2)
     assert made["sums"] == {"tokens": 8, "logp": -8.0}  # a mean over responses would be 5/3
+    samples[1].text = "5" * 600 + "6" * 600
+    made = chunk_result([prompt], [samples], [[RIGHT, WRONG]])
+    assert made["samples"] == [{"question": "", "right": "", "wrong": f"{'5' * 500} [..] {'6' * 500}"}]
     fake = Fake()
     fake.generate = lambda contexts, *_: [samples] * len(contexts)
     fake.score_groups = lambda groups, _: [[RIGHT, WRONG]] * len(groups)

@@ -102,10 +102,20 @@ def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
         assert m["engine/gap_max"] < 1e-4  # old log-probs are the sampler's
     before = load_file("assets/countdown/model.safetensors")
     assert any(not torch.equal(before[k], v) for k, v in weights(run_dir).items())
-    rollouts = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
-    assert {"step", "prompt", "sampled_from", "completion", "finished", "guided"} <= rollouts[0].keys()
+    rows = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert {"step", "prompt", "sampled_from", "completion", "finished", "guided"} <= rows[0].keys()
+    assert [row["step"] for row in rows if row["group"] == 0 and not row["guided"]] == [1] * 4 + [2] * 4
+    assert any("ratio" in row for row in rows)
+    for row in rows:
+        assert "".join(row["tokens"]) == row["response"]
+        for rho, weight in zip(row.get("ratio", []), row.get("weight", [])):
+            expected = rho
+            if row["guided"]:  # the derivative of rho / (rho + gamma) with respect to log rho
+                gamma = metrics(run_dir)[row["step"] - 1]["guide/gamma"]
+                expected = rho * gamma / (rho + gamma) ** 2
+            assert weight == pytest.approx(expected, rel=0.01) or (weight == 0 and not row["guided"])
     again = read_completions(str(run_dir / "rollouts.jsonl"), data.load("countdown"))
-    for rollout, (_, completion, problem) in zip(rollouts, again, strict=True):  # it shows what was judged
+    for rollout, (_, completion, problem) in zip(rows, again, strict=True):  # it shows what was judged
         assert verify.countdown_verdict(completion, problem).why == rollout["verdict"]
 
 
