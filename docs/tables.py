@@ -48,13 +48,17 @@ def guide_table() -> str:
     """pass@1 with and without guidance, on every task."""
     where = {"at sea": ("sea", ""), "its hard problems": ("sea", "sea3"), "sea:v1": ("sea-v1", ""),
              "sea:v3": ("sea-v3", ""), "countdown": ("countdown", "")}
-    rows = []
-    for name in ("base", "grpo", "control", "guide"):
+    names = ["base", "grpo", "control", "guide"]
+    rows, head = [], ["held-out pass@1"]
+    for name in names:
         row = [NAMES[name]]
         for task, kind in where.values():
             row.append(cell(mean_band(method(task, name).values(1)[:, problems(task, kind)], name)))
         rows.append(row)
-    return table(["held-out pass@1", *where], rows)
+    for label, (task, _) in where.items():
+        fewest = min(len(method(task, name).counts[1]) for name in names[1:])
+        head.append(f"{label} ({fewest} seed{'s' if fewest > 1 else ''})")
+    return table(head, rows)
 
 
 def ks_of(task: str) -> list[int]:
