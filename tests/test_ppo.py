@@ -106,7 +106,7 @@ def naive_step(args, groups, critic_head, dropped=()):
             A = torch.stack([sum(discount ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)])
             if not row.guided:
                 critic_rows.append((row, A, A + V, hidden_TD))
-            if row not in dropped:
+            if all(row is not other for other in dropped):
                 rows.append((g, row, A, old, plain))
                 all_A.append(A)
     flat = torch.cat(all_A)

@@ -16,7 +16,7 @@ from verify import Verdict
 class Bytes:
     """A tokenizer whose tokens are the bytes of UTF-8, most of which are no text alone."""
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return bytes(ids).decode(errors="replace")
 
 

@@ -32,7 +32,7 @@ from machinery.track import Tracker
 from tests.started import start
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
-SMALL = {"data": "countdown", "steps": 2, "prompts": 4, "n": 4, "eval_problems": 8, "eval_n": 8,
+SMALL = {"data": "countdown", "steps": 2, "prompts": 4, "n": 4, "seed": 3, "eval_problems": 8, "eval_n": 8,
          "eval_every": 1, "save_every": 1, "device": "cpu"}
 
 
@@ -522,12 +522,10 @@ def test_weights_of_tokens_are_refused_where_the_ratio_is_of_the_whole_response(
 
 def test_a_fused_optimizer_of_a_checkpoint_counts_on_its_device():
     model = torch.nn.Linear(2, 1, device="meta")  # stands for a GPU
-    for fused, device in ((True, "meta"), (False, "cpu")):
-        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
-        saved = [f"optimizer.{i}.{key}" for i in (0, 1) for key in ("step", "exp_avg", "exp_avg_sq")]
-        found = tensors({"optimizer": optimizer}, saved)
-        assert {found[name].device.type for name in saved if name.endswith("step")} == {device}
-        assert found["optimizer.0.exp_avg"].device.type == "meta"
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    saved = [f"optimizer.{i}.{key}" for i in (0, 1) for key in ("step", "exp_avg", "exp_avg_sq")]
+    found = tensors({"optimizer": optimizer}, saved)
+    assert {tensor.device.type for tensor in found.values() if tensor.dtype == torch.float32} == {"meta"}
 
 
 def test_signals_outside_of_a_step_end_at_once_and_within_one_after_it(tmp_path, capfd, monkeypatch):
