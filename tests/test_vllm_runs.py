@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from test_vllm import CLOSE, DEVICE, MODEL, TORCHRUN, build, needs_vllm, save
+from test_vllm import CLOSE, DEVICE, MODEL, TORCHRUN, build, needs_vllm, one_at_a_time, save
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 from data import UserError
@@ -43,7 +43,8 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
     args = "--sampler=vllm --tensor-parallel=2 --sleep-level=1 --steps=3 --prompts=4 --lr=1e-3"
     args = [*args.split(), "--eval-problems=6", "--eval-n=4", f"--run-dir={tmp_path}/run"]
     command = [*TORCHRUN, "--", "guide_grpo.py", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    with one_at_a_time():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in steps] == [1, 2, 3] and "engine/gap_max" in steps[2]
