@@ -40,7 +40,7 @@ CLOSE = 1e-4 if DEVICE == "cpu" else 0.2  # nats; a GPU samples in bfloat16
 
 @contextmanager
 def one_at_a_time():
-    """For engines of several processes: on a CPU vLLM gives what these share the same name in every engine."""
+    """For engines of several processes: on a CPU vLLM names what these share alike in every engine."""
     with open(Path(tempfile.gettempdir()) / "vllm-engine-of-processes.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
