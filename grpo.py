@@ -266,8 +266,6 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
 
 def main(args: Args) -> Path:
     check_ranges(args)
-    if args.n < 2:
-        raise data.UserError("--n 1: GRPO compares the samples of a prompt with each other, use --n 2")
     device = join(args.device)  # of this process, which is one of several under torchrun
     verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)
     problems = check_golds(data.load(args.data, args.data_split, own_verifier=bool(args.verifier)), verifier)

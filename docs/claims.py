@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from seeds import Method, cell, difference, exists, mean_band, method, split
+from seeds import Method, difference, exists, mean_band, method, split
 
-from machinery.compare import table
+from machinery.compare import cell, table
 
 
 @dataclass(frozen=True)

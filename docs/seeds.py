@@ -17,7 +17,7 @@ import numpy as np
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
-from machinery.compare import pass_at_k, resamples
+from machinery.compare import parts_of_change, pass_at_k, resamples
 
 STUDY = HOME / "docs/study"
 NAMES = {
@@ -111,11 +111,6 @@ def difference(a: Method, b: Method, k: int, kind: str = "") -> tuple[float, flo
     return float(a_SP.mean() - b_SP.mean()), *np.quantile(drawn_R, [0.025, 0.975])
 
 
-def cell(values: tuple[float, float, float], sign: str = "") -> str:
-    mean, low, high = (f"{value + 0.0:{sign}.3f}" for value in values)
-    return f"{mean} [{low}, {high}]"
-
-
 # ---- the change of pass@1 ----------------------------------------------------------------------------------
 
 def split(task: str, name: str, k: int) -> dict[str, np.ndarray]:
@@ -130,10 +125,6 @@ def split(task: str, name: str, k: int) -> dict[str, np.ndarray]:
         return {"progress": progress_1P, "self-distillation": progress_1P - gain_1P,
                 "capability gain": gain_1P, "regression": progress_1P}
     n1, c1_SP = method(task, name).counts
-    after_SP = c1_SP / n1
-    return {
-        "progress": (1 - before_1P) * after_SP,
-        "self-distillation": (1 - before_1P - none_1P) * after_SP,
-        "capability gain": none_1P * after_SP,
-        "regression": before_1P * (1 - after_SP),
-    }
+    parts = parts_of_change(before_1P, c1_SP / n1, none_1P)
+    parts.pop("change")
+    return {part.replace("_", "-" if "self" in part else " "): values_SP for part, values_SP in parts.items()}

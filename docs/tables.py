@@ -16,9 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu
 from claims import claim_table, search_table
-from seeds import HOME, NAMES, STUDY, cell, difference, exists, mean_band, method, problems, split
+from seeds import HOME, NAMES, STUDY, difference, exists, mean_band, method, problems, split
 
-from machinery.compare import table
+from machinery.compare import cell, table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -235,7 +235,6 @@ NSR_PAIRS = [("psr", "grpo"), ("nsr", "grpo"), ("w-reinforce", "grpo"), ("nsr", 
              ("w-reinforce", "base"), ("psr", "base"), ("w-reinforce", "nsr")]
 BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "readme guide": guide_table,
-    "readme nsr": lambda: pass_table("countdown", FAMILY),
     "claims": claim_table,
     "search": search_table,
     "sea": lambda: pass_table("sea", ["hinted", *AT_SEA]),

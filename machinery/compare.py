@@ -139,16 +139,19 @@ def decompose(base: dict, trained: dict, k: int = SPLIT_K) -> dict:
     check_pair(base, trained)
     (n0, c0), (n1, c1) = counts(base), counts(trained)
     k = min(k, int(n0.min()))
-    before, after = c0 / n0, c1 / n1
-    none = 1 - pass_at_k(n0, c0, k)
-    values = {
+    values = parts_of_change(c0 / n0, c1 / n1, 1 - pass_at_k(n0, c0, k))
+    return {"k": k, **dict(zip(values, bands(list(values.values())))), "itself": against_itself(base, k)}
+
+
+def parts_of_change(before, after, none) -> dict[str, np.ndarray]:
+    """`decompose`'s parts of pass@1 before and after, and the chance of none right in k: arrays that fit."""
+    return {
         "change": after - before,
         "progress": (1 - before) * after,
         "self_distillation": (1 - before - none) * after,
         "capability_gain": none * after,
         "regression": before * (1 - after),
     }
-    return {"k": k, **dict(zip(values, bands(list(values.values())))), "itself": against_itself(base, k)}
 
 
 def against_itself(base: dict, k: int) -> dict:

@@ -124,6 +124,8 @@ def check_ranges(args, greedy: bool = False) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: it has to be {words}")
     if hasattr(args, "mini_batches") and args.prompts % args.mini_batches:
         raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
+    if hasattr(args, "norm_std") and args.n < 2:
+        raise UserError("--n 1: GRPO compares the samples of a prompt with each other, use --n 2")
     if getattr(args, "guide_ratio", "") == "sequence" and args.tis_cap:
         raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single "
                         "tokens: leave one out")

@@ -633,10 +633,10 @@ def test_what_the_readme_says_to_copy_is_enough(tmp_path):
     assert len(list((elsewhere / "runs").glob("*/final/model.safetensors"))) == 1
 
 
-def test_the_readmes_own_data_and_verifier(tmp_path, monkeypatch):
+def test_the_pages_own_data_and_verifier(tmp_path, monkeypatch):
     """my_task.py as it stands there: it judges as the built-in verifier does, and a script trains on it."""
-    readme = Path("README.md").read_text()
-    source = readme[readme.index("# my_task.py") :].split("```")[0]
+    page = Path("docs/data.md").read_text()
+    source = page[page.index("# my_task.py") :].split("```")[0]
     (tmp_path / "my_task.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.chdir(tmp_path)
