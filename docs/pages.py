@@ -1,4 +1,4 @@
-"""The tables of the algorithms' pages, docs/grpo.md, guide.md, ppo.md, nsr.md: docs/tables.py fills them in."""
+"""The tables of the algorithms' pages, docs/grpo.md, guide.md, ppo.md, nsr.md: docs/tables.py fills them."""
 
 import sys
 from pathlib import Path

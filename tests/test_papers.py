@@ -21,9 +21,11 @@ def commands(page: Path) -> list[str]:
 
 PAPERS = commands(Path("docs/papers.md"))
 FIRST_RUN = commands(Path("docs/first-run.md"))
+METHODS = ["grpo", "guide", "nsr", "ppo"]
+OF_METHODS = [command for page in METHODS for command in commands(Path(f"docs/{page}.md"))]
 
 
-@pytest.mark.parametrize("command", PAPERS + FIRST_RUN)
+@pytest.mark.parametrize("command", PAPERS + FIRST_RUN + OF_METHODS)
 def test_a_command_of_a_page_is_taken(command):
     command = command.replace("--template T", "--template plain")
     _, script, *options = shlex.split(command)
@@ -47,7 +49,7 @@ def test_the_first_run_names_metrics_that_exist():
     assert len(named) > 12 and named <= set(re.findall(metric, Path("docs/metrics.md").read_text()))
 
 
-@pytest.mark.parametrize("page", ["guide", "nsr", "ppo"])
+@pytest.mark.parametrize("page", METHODS)
 def test_the_details_name_functions_that_exist(page):
     named = re.findall(r"`(\w+(?:/\w+)*\.py): (\w+)`", Path(f"docs/{page}.md").read_text())
     assert len(named) > 8
