@@ -61,7 +61,9 @@ def test_a_page_reads_the_keys_of_its_own_scripts(page, runs, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_read_in_one_go(page):
-    assert len(Path(f"docs/{page}.md").read_text().splitlines()) <= 160
+    text = Path(f"docs/{page}.md").read_text()
+    written = re.sub(r"<!-- ([\w -]+) -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
+    assert len(written.splitlines()) <= 150  # its tables apart
 
 
 def numbers(text: str, label: str) -> list[float]:
