@@ -2,7 +2,7 @@
 
     python docs/tables.py           # a test holds that the committed tables are what this makes
 
-They are made of the files that docs/study.py and tests/gpu_check.py left under docs/study.
+They are made of the files that docs/study.py, tests/gpu_check.py and tests/benchmark.py left in docs/study.
 """
 
 import json
@@ -19,6 +19,7 @@ from claims import claim_table, search_table
 from seeds import HOME, NAMES, STUDY, difference, exists, mean_band, method, problems, split
 
 from machinery.compare import cell, table
+from tests import benchmark
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -214,6 +215,17 @@ def draw_smollm2(path: Path) -> None:
     plt.close(fig)
 
 
+def benchmark_table() -> str:
+    """What `python tests/benchmark.py --out docs/study/benchmark.jsonl` found on an idle machine."""
+    results = benchmark.read_runs(STUDY / "benchmark.jsonl")
+    return table(benchmark.HEADER, [benchmark.row(results, *key) for key in results])
+
+
+def goals_table() -> str:
+    results = benchmark.read_runs(STUDY / "benchmark.jsonl")
+    return table(benchmark.GOALS_HEADER, list(benchmark.goals(results)))
+
+
 # ---- the pages ---------------------------------------------------------------------------------------------
 
 AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
@@ -263,6 +275,8 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown updates": lambda: pass_table("countdown", UPDATES),
     "countdown updates steps": lambda: speed_table("countdown", UPDATES[1:], [0.2, 0.25, 0.3, 0.35]),
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
+    "benchmark": benchmark_table,
+    "benchmark goals": goals_table,
     "gpu updates": gpu.updates_table,
     "gpu rollouts": gpu.rollouts_table,
     "gpu arithmetic": gpu.times_table,

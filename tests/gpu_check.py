@@ -7,7 +7,7 @@ does not fit into the card's memory is a figure, not a failure.
 
     peak        memory of a step, chunked and naive log-probs
     update      MFU, tokens a second and memory of whole updates: sizes of micro-batches and of chunks of
-                logits, with and without gradient checkpointing, and torch.compile, which the scripts do not use
+                logits, with and without gradient checkpointing; compiled layers, which the scripts have not
     sampling    tokens a second of rollouts by the number of rows at once; how far sampler and trainer are
                 apart in their log-probs
     sea         the run of the README's first command, shorter
