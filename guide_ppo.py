@@ -535,9 +535,9 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
-        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | critic_metrics(plain_rows, flat(groups))
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | means.metrics()
         metrics |= evaluate.guide_metrics(plain, guided, flat(groups), rho, gamma)
-        metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
+        metrics |= critic_metrics(plain_rows, flat(groups)) | evaluate.rollout_metrics(plain, guided)
         run.log(metrics, groups, sampler.tokenizer)
 
     save_model(policy.backbone, sampler.tokenizer, sampler.dtype, run.folder / "final")

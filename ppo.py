@@ -470,8 +470,8 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
-        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | critic_metrics(plain_rows, flat(groups))
-        metrics |= evaluate.rollout_metrics(plain) | means.metrics()
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | means.metrics()
+        metrics |= critic_metrics(plain_rows, flat(groups)) | evaluate.rollout_metrics(plain)
         run.log(metrics, groups, sampler.tokenizer)
 
     save_model(policy.backbone, sampler.tokenizer, sampler.dtype, run.folder / "final")
