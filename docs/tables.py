@@ -245,6 +245,8 @@ GUIDE_PAIRS = [("guide", "grpo"), ("guide", "control"), ("control", "grpo"), ("r
                ("guide-ppo", "ppo"), ("guide-ppo", "control-ppo")]
 NSR_PAIRS = [("psr", "grpo"), ("nsr", "grpo"), ("w-reinforce", "grpo"), ("nsr", "base"),
              ("w-reinforce", "base"), ("psr", "base"), ("w-reinforce", "nsr")]
+ABLATION_PAIRS = [("ratio-naive", "guide"), ("ratio-none", "guide"), ("hints-wrong", "control"),
+                  ("hints-empty", "control"), ("hints-wrong", "grpo")]
 BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "readme guide": guide_table,
     "claims": claim_table,
@@ -257,6 +259,7 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "sea split": lambda: split_table("sea", AT_SEA[1:]),
     "sea gain": lambda: gain_table("sea", AT_SEA[1:]),
     "sea ablations": lambda: pass_table("sea", ABLATIONS, ("", "sea3")),
+    "sea ablation differences": lambda: difference_table("sea", ABLATION_PAIRS),
     "sea thresholds": lambda: pass_table("sea", THRESHOLDS, ("", "sea3")),
     "sea-v1": lambda: pass_table("sea-v1", ["hinted", *GROUPED, *FAMILY[2:]], ("", "sea3")),
     "sea-v1 steps": lambda: speed_table("sea-v1", GROUPED[1:] + FAMILY[2:], [0.6, 0.65, 0.8, 0.9]),
