@@ -111,9 +111,9 @@ def token_logprobs(model, ids_NL, prompt_N, response_N, temperature, chunk: int 
     """Log-probability and entropy of every response token, nats: (logp_NT, entropy_NT, mask_NT); 0 beyond it.
 
     At most `chunk` logits exist at a time, 441 tokens of Qwen's 151,936, and the backward pass recomputes
-    them: never [N, L, V], and none for the prompt. No attention mask: padding stands right of every response,
-    where a causal model does not look. `entropy_grad`: the entropy has a gradient; one that no loss uses
-    would keep the logits of every chunk.
+    all but the last: never [N, L, V], and none for the prompt. No attention mask: padding stands right of
+    every response, where a causal model does not look. `entropy_grad`: the entropy has a gradient; one that
+    no loss uses would keep the logits of every chunk.
     """
     T = int(response_N.max())
     mask_NT = torch.arange(T, device=ids_NL.device) < response_N[:, None]
@@ -131,8 +131,9 @@ def token_logprobs(model, ids_NL, prompt_N, response_N, temperature, chunk: int 
     hidden_chunks = hidden_NLD[row_M, at_M - 1].split(size)
     token_chunks = ids_NL[row_M, at_M].split(size)
     parts = []
-    for hidden_mD, token_m in zip(hidden_chunks, token_chunks):
+    for hidden_mD, token_m in zip(hidden_chunks[:-1], token_chunks[:-1]):
         parts.append(recompute(score, hidden_mD, token_m, use_reentrant=False))
+    parts.append(score(hidden_chunks[-1], token_chunks[-1]))  # the backward pass begins with it: it may stay
     logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
     zeros_NT = torch.zeros(mask_NT.shape, device=ids_NL.device)
     return zeros_NT.index_put((row_M, t_M), logp_M), zeros_NT.index_put((row_M, t_M), entropy_M), mask_NT
@@ -534,10 +535,9 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
-        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))}
-        metrics |= critic_metrics(plain_rows, flat(groups))
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | means.metrics()
         metrics |= evaluate.guide_metrics(plain, guided, flat(groups), rho, gamma)
-        metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
+        metrics |= critic_metrics(plain_rows, flat(groups)) | evaluate.rollout_metrics(plain, guided)
         run.log(metrics, groups, sampler.tokenizer)
 
     save_model(policy.backbone, sampler.tokenizer, sampler.dtype, run.folder / "final")

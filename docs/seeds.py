@@ -24,8 +24,17 @@ NAMES = {
     "base": "base", "hinted": "base, with the hint", "grpo": "GRPO", "grpo-more": "GRPO, 42 prompts",
     "guide": "Guide-GRPO", "control": "no-hint control", "replace": "Guide-GRPO, replace", "ppo": "PPO",
     "guide-ppo": "Guide-PPO", "control-ppo": "no-hint control (PPO)", "psr": "PSR", "nsr": "NSR",
-    "w-reinforce": "W-REINFORCE",
+    "w-reinforce": "W-REINFORCE", "nsr-no-bonus": "NSR, no entropy bonus",
+    "ratio-none": "ratio as it is (none)", "ratio-sequence": "product of ratios (sequence)",
+    "ratio-clip": "ratio clipped (clip)", "ratio-naive": "no correction (naive)",
+    "gamma-0.1": "gamma .1 in all steps", "hints-wrong": "hints that lie",
+    "hints-empty": "hints that say nothing", "threshold-0.25": "threshold .25",
+    "threshold-0.25-control": "threshold .25, no-hint control",
+    "threshold-0.25-replace": "threshold .25, replace",
+    "lambda-0.03": "lambda .03", "lambda-0.3": "lambda .3", "lambda-1": "lambda 1",
 }
+for _name in ("grpo", "psr", "nsr", "w-reinforce"):
+    NAMES |= {f"{_name}-3e-5": f"{NAMES[_name]}, 3e-5", f"{_name}-4x": f"{NAMES[_name]}, 4 updates"}
 # Shapes: S seeds, P problems, R bootstrap resamples.
 
 

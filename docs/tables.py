@@ -2,7 +2,7 @@
 
     python docs/tables.py           # a test holds that the committed tables are what this makes
 
-They are made of the files that docs/study.py and tests/gpu_check.py left under docs/study.
+They are made of the files that docs/study.py, tests/gpu_check.py and tests/benchmark.py left in docs/study.
 """
 
 import json
@@ -20,6 +20,7 @@ from claims import claim_table, search_table
 from seeds import HOME, STUDY, difference, exists, mean_band, method, problems, split
 
 from machinery.compare import cell, table
+from tests import benchmark
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -185,6 +186,17 @@ def draw_smollm2(path: Path) -> None:
     plt.close(fig)
 
 
+def benchmark_table() -> str:
+    """What `python tests/benchmark.py --out docs/study/benchmark.jsonl` found on an idle machine."""
+    results = benchmark.read_runs(STUDY / "benchmark.jsonl")
+    return table(benchmark.HEADER, [benchmark.row(results, *key) for key in results])
+
+
+def goals_table() -> str:
+    results = benchmark.read_runs(STUDY / "benchmark.jsonl")
+    return table(benchmark.GOALS_HEADER, list(benchmark.goals(results)))
+
+
 # ---- the pages ---------------------------------------------------------------------------------------------
 
 AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
@@ -204,6 +216,8 @@ GUIDE_PAIRS = [("guide", "grpo"), ("guide", "control"), ("control", "grpo"), ("r
                ("guide-ppo", "ppo"), ("guide-ppo", "control-ppo")]
 NSR_PAIRS = [("psr", "grpo"), ("nsr", "grpo"), ("w-reinforce", "grpo"), ("nsr", "base"),
              ("w-reinforce", "base"), ("psr", "base"), ("w-reinforce", "nsr")]
+ABLATION_PAIRS = [("ratio-naive", "guide"), ("ratio-none", "guide"), ("hints-wrong", "control"),
+                  ("hints-empty", "control"), ("hints-wrong", "grpo")]
 BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     **pages.BLOCKS,
     "claims": claim_table,
@@ -216,6 +230,7 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "sea split": lambda: split_table("sea", AT_SEA[1:]),
     "sea gain": lambda: gain_table("sea", AT_SEA[1:]),
     "sea ablations": lambda: pass_table("sea", ABLATIONS, ("", "sea3")),
+    "sea ablation differences": lambda: difference_table("sea", ABLATION_PAIRS),
     "sea thresholds": lambda: pass_table("sea", THRESHOLDS, ("", "sea3")),
     "sea-v1": lambda: pass_table("sea-v1", ["hinted", *GROUPED, *FAMILY[2:]], ("", "sea3")),
     "sea-v1 steps": lambda: speed_table("sea-v1", GROUPED[1:] + FAMILY[2:], [0.6, 0.65, 0.8, 0.9]),
@@ -234,6 +249,8 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown updates": lambda: pass_table("countdown", UPDATES),
     "countdown updates steps": lambda: speed_table("countdown", UPDATES[1:], [0.2, 0.25, 0.3, 0.35]),
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
+    "benchmark": benchmark_table,
+    "benchmark goals": goals_table,
     "gpu updates": gpu.updates_table,
     "gpu rollouts": gpu.rollouts_table,
     "gpu arithmetic": gpu.times_table,

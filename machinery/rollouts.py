@@ -31,9 +31,8 @@ def chosen(groups: list[list]) -> list[list]:
     guided rows, the first that has, and where none has an advantage, the first that has: at most two more."""
     found = groups[:GROUPS]
     for is_wanted in (is_guided, teaches):
-        wanted = [group for group in groups if is_wanted(group)]
-        if wanted and not any(is_wanted(group) for group in found):
-            found = [*found, wanted[0]]
+        if not any(is_wanted(group) for group in found):
+            found = [*found, *[group for group in groups if is_wanted(group)][:1]]
     return found
 
 

@@ -224,6 +224,15 @@ def medians(runs: list[dict]) -> dict[str, float]:
     return found
 
 
+def read_runs(path: Path) -> dict[tuple[str, str], dict]:
+    """Medians of each (case, program) of a file that --out has left."""
+    runs = {}
+    for line in path.read_text().splitlines():
+        found = json.loads(line)
+        runs.setdefault((found["case"]["name"], found["program"]), []).append(found)
+    return {key: medians(of) for key, of in runs.items()}
+
+
 HEADER = ("case", "program", "step, s", "of runs", "TRL is", *PHASES, "neither, %", "sampled tokens/s",
           "trained tokens/s", "rows", "memory, MiB", "start, s")
 
@@ -243,6 +252,9 @@ def row(results: dict[tuple[str, str], dict], case: str, program: str) -> list[s
         *(f"{m[phase]:.3f}" for phase in PHASES), f"{neither(m):.1%}", f"{m['sampled/s']:.0f}",
         f"{m['trained/s']:.0f}", f"{m['rows']:.0f}", f"{m['memory'] / 2**20:.0f}", f"{m['start']:.1f}",
     ]
+
+
+GOALS_HEADER = ("goal", "case", "measured", "limit", "holds")
 
 
 def show(cells) -> None:
@@ -317,8 +329,8 @@ def main() -> None:
             for program in own:
                 show(row(results, case.name, program))
     print()
-    show(["goal", "case", "measured", "limit", "holds"])
-    show(["---"] * 5)
+    show(GOALS_HEADER)
+    show(["---"] * len(GOALS_HEADER))
     for cells in goals(results):
         show(cells)
 

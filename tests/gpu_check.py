@@ -7,7 +7,7 @@ does not fit into the card's memory is a figure, not a failure.
 
     peak        memory of a step, chunked and naive log-probs
     update      MFU, tokens a second and memory of whole updates: sizes of micro-batches and of chunks of
-                logits, with and without gradient checkpointing
+                logits, with and without gradient checkpointing; compiled layers, which the scripts have not
     sampling    tokens a second of rollouts by the number of rows at once; how far sampler and trainer are
                 apart in their log-probs
     sea         the run of the README's first command, shorter
@@ -65,6 +65,7 @@ class Update:
     tokens: int  # of the micro-batch
     checkpointing: bool = True  # gradient checkpointing
     chunk: int = 2**26  # logits at a time; 2**26 is the scripts'
+    compiled: bool = False  # layers by torch.compile, for this shape; they stay so: last ones of a model
 
 
 @dataclass
@@ -87,6 +88,7 @@ FULL = Plan(
         ("1.5B", torch.float32): [
             Update(16384), Update(16384, chunk=2**24), Update(16384, chunk=2**28), Update(4096),
             Update(32768), Update(4096, False), Update(8192, False), Update(16384, False),
+            Update(16384, compiled=True), Update(16384, False, compiled=True),
         ],
         ("7B", torch.bfloat16): [
             Update(4096), Update(16384), Update(16384, chunk=2**28), Update(2048, False), Update(8192, False),
@@ -192,9 +194,10 @@ def updates_of(plan: Plan, size: str, dtype, ways: list[Update], device: str) ->
     for way in ways:
         what = f"update of {size}, {precision} weights, "
         what += "gradient checkpointing, " if way.checkpointing else ""
+        what += "compiled layers, " if way.compiled else ""
         what += f"{way.tokens} tokens, 2^{way.chunk.bit_length() - 1} logits a chunk"
         asked = {"model": size, "weights": precision, "tokens": way.tokens, "chunk": way.chunk,
-                 "checkpointing": way.checkpointing}
+                 "checkpointing": way.checkpointing, "compiled": way.compiled}
         seconds = None
         try:
             seconds, most = time_updates(plan, way, model, optimizer, mixed, device)
@@ -230,6 +233,9 @@ def time_updates(plan: Plan, way: Update, model, optimizer, mixed: bool, device:
         model.gradient_checkpointing_enable()
     else:
         model.gradient_checkpointing_disable()
+    if way.compiled:
+        for layer in model.base_model.layers:
+            layer.compile()
     autocast = torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False)
     n, prompt = way.tokens // plan.length, plan.length // 4
     ids = rows(n, prompt, plan.length - prompt, plan.vocabulary, device)
