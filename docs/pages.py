@@ -122,6 +122,9 @@ GUIDE = [
     Claim("hints gain over as many plain samples", "countdown", "guide", "control", 1),
     Claim("hints keep as much at large k", "countdown", "guide", "control", 256, "not worse"),
     Claim("hints raise pass@1 above GRPO's", "countdown", "guide", "grpo", 1),
+    Claim("the exact ratio, `sequence`, gains over GRPO", "sea", "ratio-sequence", "grpo", 1),
+    Claim("`none` gains over no correction, `naive`", "sea", "ratio-none", "ratio-naive", 1),
+    Claim("the quantile is a better gamma than .1", "sea", "guide", "gamma-0.1", 1),
     Claim("hints that lie are worse than right ones", "sea", "guide", "hints-wrong", 1),
     Claim("hints that say nothing are worse than right ones", "sea", "guide", "hints-empty", 1),
 ]
