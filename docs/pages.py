@@ -103,8 +103,9 @@ SAMPLED = ["rollout/reward", "rollout/entropy", "train/rows"]
 GUIDANCE = ["guide/failed", "guide/reward", "guide/share", "guide/ratio", "guide/low_ratio", "guide/gamma"]
 OF_BOTH = {"at sea": ("sea", "grpo"), "Countdown": ("countdown", "grpo")}
 WITH_CRITIC = ["base", "grpo", "ppo", "control-ppo", "guide-ppo"]
-OF_GUIDE = {"at sea": ("sea", "guide"), "replace": ("sea", "replace"), "hints that lie": ("sea", "hints-wrong"),
-            "sea:v3": ("sea-v3", "guide"), "Countdown": ("countdown", "guide")}
+OF_GUIDE = {"at sea": ("sea", "guide"), "replace": ("sea", "replace"),
+            "hints that lie": ("sea", "hints-wrong"), "sea:v3": ("sea-v3", "guide"),
+            "Countdown": ("countdown", "guide")}
 FAMILY = {NAMES[name]: ("countdown", name) for name in ("grpo", "psr", "nsr", "w-reinforce")}
 
 LARGE_K = "it keeps the base's pass@k at large k"
