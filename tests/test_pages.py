@@ -11,6 +11,7 @@ from tests import test_objectives
 from tests.test_loop import BASE
 from tests.test_loop import few_problems as few_problems  # of every test here too
 
+pytestmark = pytest.mark.slow  # who experiments in a script need not write a page
 PAGES = {"grpo": ["grpo"], "guide": ["guide_grpo"], "ppo": ["ppo", "guide_ppo"], "nsr": ["nsr"]}
 SCRIPTS = [script for scripts in PAGES.values() for script in scripts]
 KEY = r"`((?:rollout|verify|guide|train|critic|advantage|engine|time|perf|eval)/[\w@]+|step)`"
