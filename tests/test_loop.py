@@ -192,7 +192,7 @@ TIGHT = {"mini_batches": 2, "eps_low": 0.002, "eps_high": 0.01, "lr": 0.3}
         ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1, **TIGHT}),
         ("nsr", {"reinforce": "nsr", "lam": 0.1, "entropy_coef": 0.0, **TIGHT, "mini_batches": 3}),
         ("grpo", {"entropy_coef": 0.3, "loss_agg": "sequence"}),
-        ("guide_grpo", {}),
+        pytest.param("guide_grpo", {}, id="guide_grpo-defaults"),  # docs/reading-order.md names it
         ("guide_grpo", {"beta": 0.5, **TIGHT}),
         ("guide_grpo", {"guided_group": "replace", "guide_threshold": 0.25, "loss_agg": "sequence"}),
         ("guide_grpo", {"guided_group": "replace", "entropy_coef": 0.2}),
@@ -254,6 +254,10 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, change, tmp_path, monk
                 groups[i] = second
     if args.get("guided_group") == "replace":
         assert (len(groups) > args["prompts"]) == (args.get("guide_threshold", 0.0) > 0)
+    if "reinforce" not in args:  # said before what follows from them: gamma, pushes, weights
+        for group in groups:
+            by_hand = advantages([row.reward for row in group], args["norm_std"])
+            assert [row.advantage for row in group] == pytest.approx(by_hand, abs=1e-5)
     expected, gamma, pairs, pushes = naive_step(args, groups)
     (logged,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert logged.get("guide/gamma", gamma) == pytest.approx(gamma, rel=5e-6, abs=2e-6)

@@ -1,4 +1,4 @@
-"""docs/papers.md, first-run.md, the pages on the methods: what they name exists, commands are taken."""
+"""docs/papers.md, first-run.md, pages to learn from: what they name exists, commands are taken."""
 
 import ast
 import re
@@ -23,9 +23,10 @@ PAPERS = commands(Path("docs/papers.md"))
 FIRST_RUN = commands(Path("docs/first-run.md"))
 METHODS = ["grpo", "guide", "nsr", "ppo"]
 OF_METHODS = [command for page in METHODS for command in commands(Path(f"docs/{page}.md"))]
+READING = commands(Path("docs/reading-order.md"))
 
 
-@pytest.mark.parametrize("command", PAPERS + FIRST_RUN + OF_METHODS)
+@pytest.mark.parametrize("command", PAPERS + FIRST_RUN + OF_METHODS + READING)
 def test_a_command_of_a_page_is_taken(command):
     command = command.replace("--template T", "--template plain")
     _, script, *options = shlex.split(command)
@@ -42,14 +43,17 @@ def test_the_page_has_commands_for_every_script():
     assert told == {"grpo.py", "guide_grpo.py", "ppo.py", "guide_ppo.py", "nsr.py", "evaluate.py"}
 
 
-def test_the_first_run_names_metrics_that_exist():
-    assert len(FIRST_RUN) == 8
+@pytest.mark.parametrize(
+    "page, found, commands, metrics", [("first-run", FIRST_RUN, 8, 12), ("reading-order", READING, 6, 8)]
+)
+def test_a_page_names_metrics_that_exist(page, found, commands, metrics):
+    assert len(found) == commands
     metric = r"`([a-z]+/\w+)`"
-    named = set(re.findall(metric, Path("docs/first-run.md").read_text()))
-    assert len(named) > 12 and named <= set(re.findall(metric, Path("docs/metrics.md").read_text()))
+    named = set(re.findall(metric, Path(f"docs/{page}.md").read_text()))
+    assert len(named) > metrics and named <= set(re.findall(metric, Path("docs/metrics.md").read_text()))
 
 
-@pytest.mark.parametrize("page", METHODS)
+@pytest.mark.parametrize("page", [*METHODS, "reading-order", "teaching"])
 def test_the_details_name_functions_that_exist(page):
     named = re.findall(r"`(\w+(?:/\w+)*\.py): (\w+)`", Path(f"docs/{page}.md").read_text())
     assert len(named) > 8
