@@ -1,0 +1,154 @@
+"""Curves over the steps of runs, and the picture of them beside pass@k: curves.png, evaluate.py --plot."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from machinery.command import UserError
+from machinery.compare import counts, curve, ks_of, pass_at_k, read_result
+from machinery.logged import finite, is_run, read_lines, read_results
+from machinery.names import labels
+
+PANELS = {  # a metric's title, and what its axis counts
+    "rollout/reward": ("reward", "share of right samples"),
+    "eval/pass@1": ("held-out pass@1", "pass@1"),
+    "eval/pass@8": ("held-out pass@8", "pass@8"),
+    "rollout/entropy": ("entropy of the policy", "nats a token"),
+    "rollout/response_tokens": ("response length", "tokens"),
+    "guide/share": ("guided share", "of the rows with a gradient"),
+    "engine/k3": ("gap of sampler and trainer", "k3, nats a token"),
+}
+ROUNDING = 1e-6  # nats of k3: where no step has more, both compute the same
+
+
+# ---- points ------------------------------------------------------------------------------------------------
+
+def series(metrics: list[dict], results: dict[str, dict]) -> dict[str, list]:
+    """{metric: [[steps done, value], ..]} of a run's lines, and of its results: base, trained.
+
+    What the line of a step has is measured before the step's update: line 1 is of the base, after 0 steps.
+    """
+    found: dict[str, list] = {}
+    for row in metrics:
+        for key, value in row.items():
+            if key != "step" and finite(value) is not None:
+                found.setdefault(key, []).append([row["step"] - 1, value])
+    ends = {"base": 0, "trained": metrics[-1]["step"] if metrics else 0}
+    for name, result in results.items():
+        for k in ks_of(result):
+            if k <= 8:  # as in the lines
+                rate = round(float(pass_at_k(*counts(result), k).mean()), 4)
+                found.setdefault(f"eval/pass@{k}", []).append([ends[name], rate])
+    for points in found.values():
+        points.sort()
+    return found
+
+
+def series_of(folder: Path) -> dict[str, list]:
+    """Those of a run's folder."""
+    return series(read_lines(folder / "metrics.jsonl"), read_results(folder))
+
+
+def last_pass_at_1(folder: Path) -> dict[str, float]:
+    """{"eval/pass@1": as the run has last measured it, at first in its base}; empty if it never did."""
+    lines, results = read_lines(folder / "metrics.jsonl"), read_results(folder)
+    results.pop("trained", None)  # of fewer steps: it is made anew
+    points = series(lines, results).get("eval/pass@1")
+    return {"eval/pass@1": points[-1][1]} if points else {}
+
+
+def panels(runs: dict[str, dict]) -> dict[str, dict[str, list]]:
+    """{metric: {run: its points}} of the PANELS for which the series of `runs` have something to show."""
+    found = {}
+    for key in PANELS:
+        points = {label: of[key] for label, of in runs.items() if key in of}
+        if key == "engine/k3" and all(gap < ROUNDING for of in points.values() for _, gap in of):
+            continue
+        if points:
+            found[key] = points
+    return found
+
+
+def read_compared(names: list[str]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Results by label, of result files and of folders of runs, which stand for what they have trained; the
+    series of those runs. Raises UserError for what is neither, and for a run without a result.
+    """
+    results, runs = {}, {}
+    for label, name in zip(labels(names), names):
+        folder = Path(name)
+        if not folder.is_dir():
+            results[label] = read_result(name)
+            continue
+        if not is_run(folder):
+            raise UserError(f"{name} is no result file, and no folder of a run (no args.json, metrics.jsonl)")
+        if "trained" not in read_results(folder):
+            raise UserError(f"{name} has no eval_trained.json: it is not finished, or held no problems out; "
+                            f"evaluate.py --model {name} makes a result of what is there")
+        results[label], runs[label] = read_results(folder)["trained"], series_of(folder)
+    return results, runs
+
+
+# ---- the picture -------------------------------------------------------------------------------------------
+
+def plot(results: dict[str, dict], path, runs: dict[str, dict] | None = None) -> None:
+    """pass@k curves of labelled results, with bands; before them a panel for each of PANELS that the series
+    of `runs`, of the same labels, have. A label has one colour everywhere. Raises UserError for an unknown
+    format.
+    """
+    import matplotlib  # slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = runs or {}
+    shown, names = panels(runs), list(results | runs)
+    number = len(shown) + bool(results)
+    across = min(3, number)
+    width, height = (4, 3) if number > 1 else (5.5, 4)
+    colours = colours_of(names, runs, plt)
+    columns = max(1, min(len(names), int(across * width / (0.6 + 0.09 * max(map(len, names))))))
+    size = across * width, math.ceil(number / across) * height + 0.25 * math.ceil(len(names) / columns)
+    fig, grid = plt.subplots(math.ceil(number / across), across, figsize=size, squeeze=False,
+                             layout="constrained")
+    axes = list(grid.flat)
+    for axis in axes[number:]:
+        axis.set_axis_off()
+    for axis, (key, of) in zip(axes, shown.items()):
+        for label, points in of.items():
+            marker = "o" if len(points) < 30 else ""
+            axis.plot(*zip(*points), color=colours[label], linewidth=1.2, marker=marker, markersize=3)
+        title, unit = PANELS[key]
+        axis.set(title=title, ylabel=unit, xlabel="steps done (0: the base model)")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    if results:
+        draw_pass_at_k(axes[number - 1], results, colours)
+    lines = [plt.Line2D([], [], color=colours[name]) for name in names]
+    fig.legend(lines, names, loc="outside upper left", ncols=columns, frameon=False)
+    try:
+        fig.savefig(path, dpi=150)
+    except ValueError as error:  # no such format
+        raise UserError(f"{path}: {error}") from None
+    plt.close(fig)
+
+
+def colours_of(names: list[str], runs: dict, plt) -> dict[str, tuple | str]:
+    """The first one is grey where it is no run: what the others are compared with."""
+    first = ["0.5"] if names[0] not in runs else []
+    left = len(names) - len(first)
+    rest = [f"C{i}" for i in range(left)] if left <= 7 else plt.get_cmap("turbo")(np.linspace(0, 0.95, left))
+    return dict(zip(names, [*first, *rest]))
+
+
+def draw_pass_at_k(axis, results: dict[str, dict], colours: dict) -> None:
+    for label, result in results.items():
+        k, mean, low, high = zip(*curve(result))
+        axis.plot(k, mean, marker="o", markersize=3, color=colours[label])
+        axis.fill_between(k, low, high, alpha=0.15, color=colours[label], linewidth=0)
+    hinted = any(result.get("hinted") for result in results.values())
+    ks = ks_of(*results.values())
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, [str(k) for k in ks], minor=False)
+    title = "pass@k of problems that have a hint" if hinted else "pass@k of held-out problems"
+    axis.set(xlabel="k", ylabel="pass@k", title=f"{title}, 95 % bands")
