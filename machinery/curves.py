@@ -11,7 +11,7 @@ from machinery.logged import finite, is_run, read_lines, read_results
 from machinery.names import labels
 
 PANELS = {  # a metric's title, and what its axis counts
-    "rollout/reward": ("reward", "share of right samples"),
+    "rollout/reward": ("reward, training problems", "share of right samples"),
     "eval/pass@1": ("held-out pass@1", "pass@1"),
     "eval/pass@8": ("held-out pass@8", "pass@8"),
     "rollout/entropy": ("entropy of the policy", "nats a token"),
@@ -19,6 +19,7 @@ PANELS = {  # a metric's title, and what its axis counts
     "guide/share": ("guided share", "of the rows with a gradient"),
     "engine/k3": ("gap of sampler and trainer", "k3, nats a token"),
 }
+DENSE = 30  # points of a line that is smoothed
 ROUNDING = 1e-6  # nats of k3: where no step has more, both compute the same
 
 
@@ -91,54 +92,81 @@ def read_compared(names: list[str]) -> tuple[dict[str, dict], dict[str, dict]]:
 
 # ---- the picture -------------------------------------------------------------------------------------------
 
+def smooth(points: list, around: int) -> list:
+    """Each value's mean with up to `around` neighbours on either side.
+
+    >>> smooth([[0, 1.0], [1, 4.0], [2, 1.0]], 1)
+    [[0, 2.5], [1, 2.0], [2, 2.5]]
+    """
+    found = []
+    for i, (x, _) in enumerate(points):
+        near = [value for _, value in points[max(0, i - around) : i + around + 1]]
+        found.append([x, sum(near) / len(near)])
+    return found
+
+
 def plot(results: dict[str, dict], path, runs: dict[str, dict] | None = None) -> None:
     """pass@k curves of labelled results, with bands; before them a panel for each of PANELS that the series
     of `runs`, of the same labels, have. A label has one colour everywhere. Raises UserError for an unknown
     format.
     """
-    import matplotlib  # slow to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # slow to import
+    from matplotlib.lines import Line2D
 
     runs = runs or {}
     shown, names = panels(runs), list(results | runs)
     number = len(shown) + bool(results)
-    across = min(3, number)
-    width, height = (4, 3) if number > 1 else (5.5, 4)
-    colours = colours_of(names, runs, plt)
-    columns = max(1, min(len(names), int(across * width / (0.6 + 0.09 * max(map(len, names))))))
-    size = across * width, math.ceil(number / across) * height + 0.25 * math.ceil(len(names) / columns)
-    fig, grid = plt.subplots(math.ceil(number / across), across, figsize=size, squeeze=False,
-                             layout="constrained")
-    axes = list(grid.flat)
-    for axis in axes[number:]:
-        axis.set_axis_off()
-    for axis, (key, of) in zip(axes, shown.items()):
-        for label, points in of.items():
-            marker = "o" if len(points) < 30 else ""
-            axis.plot(*zip(*points), color=colours[label], linewidth=1.2, marker=marker, markersize=3)
-        title, unit = PANELS[key]
-        axis.set(title=title, ylabel=unit, xlabel="steps done (0: the base model)")
-        axis.set_ylim(bottom=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+    across = 2 if number == 4 else min(3, number)
+    down, colours = math.ceil(number / across), colours_of(names, runs)
+    width, height = (across * 4, down * 3) if number > 1 else (5.5, 4)
+    columns = max(1, min(len(names), int(width / (0.6 + 0.09 * max(map(len, names))))))  # of the legend
+    height += 0.25 * math.ceil(len(names) / columns)
+    fig = Figure(figsize=(width, height), layout="constrained")
+    grid = fig.add_gridspec(down, across)
+    axes = [fig.add_subplot(grid[i // across, i % across]) for i in range(number - 1)]
+    axes.append(fig.add_subplot(grid[-1, (number - 1) % across :]))  # takes what is left of its row
+    last = max((points[-1][0] for of in shown.values() for points in of.values()), default=0)
+    for axis, key in zip(axes, shown):
+        draw_panel(axis, key, shown[key], colours, last)
     if results:
-        draw_pass_at_k(axes[number - 1], results, colours)
-    lines = [plt.Line2D([], [], color=colours[name]) for name in names]
+        draw_pass_at_k(axes[-1], results, colours)
+    if last >= DENSE:
+        fig.supxlabel("thin: every step; thick: the mean of the steps around it", fontsize="medium")
+    lines = [Line2D([], [], color=colours[name]) for name in names]
     fig.legend(lines, names, loc="outside upper left", ncols=columns, frameon=False)
     try:
         fig.savefig(path, dpi=150)
     except ValueError as error:  # no such format
         raise UserError(f"{path}: {error}") from None
-    plt.close(fig)
 
 
-def colours_of(names: list[str], runs: dict, plt) -> dict[str, tuple | str]:
+def colours_of(names: list[str], runs: dict) -> dict[str, str | list]:
     """The first one is grey where it is no run: what the others are compared with."""
     first = ["0.5"] if names[0] not in runs else []
     left = len(names) - len(first)
-    rest = [f"C{i}" for i in range(left)] if left <= 7 else plt.get_cmap("turbo")(np.linspace(0, 0.95, left))
+    rest = [f"C{i}" for i in range(left)]
+    if left > 7:  # the eighth is grey, the eleventh the first again
+        from matplotlib import colormaps
+
+        rest = colormaps["turbo"](np.linspace(0, 0.95, left)).tolist()
     return dict(zip(names, [*first, *rest]))
+
+
+def draw_panel(axis, key: str, of: dict[str, list], colours: dict, last: int) -> None:
+    """One metric of several runs over 0 .. `last` steps."""
+    for label, points in of.items():
+        if len(points) < DENSE:
+            axis.plot(*zip(*points), color=colours[label], marker="o", markersize=3)
+        else:
+            axis.plot(*zip(*points), color=colours[label], linewidth=0.6, alpha=0.4)
+            axis.plot(*zip(*smooth(points, len(points) // 30)), color=colours[label])
+    title, unit = PANELS[key]
+    axis.set(title=title, ylabel=unit, xlabel="steps done (0: the base model)")
+    most = max(value for points in of.values() for _, value in points)
+    axis.set_ylim(0, 1.08 * most or 1)
+    axis.set_xlim(-0.03 * max(1, last), 1.03 * max(1, last))
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axis.grid(alpha=0.3)
 
 
 def draw_pass_at_k(axis, results: dict[str, dict], colours: dict) -> None:
@@ -148,6 +176,7 @@ def draw_pass_at_k(axis, results: dict[str, dict], colours: dict) -> None:
         axis.fill_between(k, low, high, alpha=0.15, color=colours[label], linewidth=0)
     hinted = any(result.get("hinted") for result in results.values())
     ks = ks_of(*results.values())
+    axis.grid(alpha=0.3)
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks], minor=False)
     title = "pass@k of problems that have a hint" if hinted else "pass@k of held-out problems"

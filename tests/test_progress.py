@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import select
 import struct
 import sys
 import termios
@@ -89,13 +90,12 @@ def terminal(monkeypatch):
     """Standard error is a terminal of 90 columns; a function says what it was sent since the last call."""
     inside, outside = pty.openpty()
     fcntl.ioctl(outside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
-    os.set_blocking(inside, False)
 
     def sent() -> str:
-        try:
-            return os.read(inside, 1_000_000).decode()
-        except BlockingIOError:
-            return ""
+        found = b""
+        while select.select([inside], [], [], 0.2)[0]:  # it comes in pieces
+            found += os.read(inside, 1_000_000)
+        return found.decode()
 
     with open(outside, "w", buffering=1) as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
