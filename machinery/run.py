@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from data import TEMPLATES, UserError
@@ -257,7 +256,6 @@ def gap_warning(metrics: dict, tis_cap: float) -> str:
 
 def launch(main, Args) -> None:
     """Runs `main(args)` with the args of the command line, which go on from those of the run to resume."""
-    transformers.utils.logging.disable_progress_bar()
     sys.stdout.reconfigure(line_buffering=True)  # in a file too: what is printed is to be read at once
     run_command(lambda: start(main, Args))
 
