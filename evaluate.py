@@ -241,8 +241,9 @@ def report(run: Path) -> str:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     table = f"{comparison(results)}\n\n" if len(results) == 2 else ""
     if metrics or results:
-        named = {run.name if name == "trained" else name: result for name, result in results.items()}
-        plot(named, run / "curves.png", {run.name: series(metrics, results)})
+        label = f"{run.resolve().name}, trained"
+        named = {label if name == "trained" else name: result for name, result in results.items()}
+        plot(named, run / "curves.png", {label: series(metrics, results)})
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
     verdicts = Counter()

@@ -46,11 +46,6 @@ def series(metrics: list[dict], results: dict[str, dict]) -> dict[str, list]:
     return found
 
 
-def series_of(folder: Path) -> dict[str, list]:
-    """Those of a run's folder."""
-    return series(read_lines(folder / "metrics.jsonl"), read_results(folder))
-
-
 def last_pass_at_1(folder: Path) -> dict[str, float]:
     """{"eval/pass@1": as the run has last measured it, at first in its base}; empty if it never did."""
     lines, results = read_lines(folder / "metrics.jsonl"), read_results(folder)
@@ -83,10 +78,11 @@ def read_compared(names: list[str]) -> tuple[dict[str, dict], dict[str, dict]]:
             continue
         if not is_run(folder):
             raise UserError(f"{name} is no result file, and no folder of a run (no args.json, metrics.jsonl)")
-        if "trained" not in read_results(folder):
+        found = read_results(folder)
+        if "trained" not in found:
             raise UserError(f"{name} has no eval_trained.json: it is not finished, or held no problems out; "
                             f"evaluate.py --model {name} makes a result of what is there")
-        results[label], runs[label] = read_results(folder)["trained"], series_of(folder)
+        results[label], runs[label] = found["trained"], series(read_lines(folder / "metrics.jsonl"), found)
     return results, runs
 
 
@@ -125,15 +121,16 @@ def plot(results: dict[str, dict], path, runs: dict[str, dict] | None = None) ->
     grid = fig.add_gridspec(down, across)
     axes = [fig.add_subplot(grid[i // across, i % across]) for i in range(number - 1)]
     axes.append(fig.add_subplot(grid[-1, (number - 1) % across :]))  # takes what is left of its row
-    last = max((points[-1][0] for of in shown.values() for points in of.values()), default=0)
+    drawn = [points for of in shown.values() for points in of.values()]
+    last = max((points[-1][0] for points in drawn), default=0)
     for axis, key in zip(axes, shown):
         draw_panel(axis, key, shown[key], colours, last)
     if results:
         draw_pass_at_k(axes[-1], results, colours)
-    if last >= DENSE:
+    if any(len(points) >= DENSE for points in drawn):
         fig.supxlabel("thin: every step; thick: the mean of the steps around it", fontsize="medium")
     lines = [Line2D([], [], color=colours[name]) for name in names]
-    fig.legend(lines, names, loc="outside upper left", ncols=columns, frameon=False)
+    fig.legend(lines, [name.replace("$", r"\$") for name in names], loc="outside upper left", ncols=columns, frameon=False)
     try:
         fig.savefig(path, dpi=150)
     except ValueError as error:  # no such format

@@ -110,7 +110,7 @@ def test_a_run_has_one_colour_of_its_own(number):
 @pytest.mark.draws
 def test_a_picture_of_runs_and_of_results_alone(tmp_path):
     metrics = lines(40, **{"guide/share": 0.0, "engine/k3": 0.001})
-    results = {"base": result([0, 1], 8), "a long name of a run, that of its folder": result([1, 2], 8)}
+    results = {"base": result([0, 1], 8), "a long name of a run, $x^$": result([1, 2], 8)}
     of_run = {name: series(metrics, {"base": results["base"], "trained": results[name]}) for name in results}
     del of_run["base"]
     for name, of in (("all", (results, of_run)), ("results", (results,)), ("no results", ({}, of_run))):
