@@ -130,7 +130,8 @@ def plot(results: dict[str, dict], path, runs: dict[str, dict] | None = None) ->
     if any(len(points) >= DENSE for points in drawn):
         fig.supxlabel("thin: every step; thick: the mean of the steps around it", fontsize="medium")
     lines = [Line2D([], [], color=colours[name]) for name in names]
-    fig.legend(lines, [name.replace("$", r"\$") for name in names], loc="outside upper left", ncols=columns, frameon=False)
+    words = [name.replace("$", r"\$") for name in names]  # else a formula
+    fig.legend(lines, words, loc="outside upper left", ncols=columns, frameon=False)
     try:
         fig.savefig(path, dpi=150)
     except ValueError as error:  # no such format
