@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+from matplotlib.colors import to_hex
 
 import grpo
 import guide_grpo
@@ -103,7 +104,7 @@ def test_results_and_runs_are_read_by_their_names(tmp_path):
 def test_a_run_has_one_colour_of_its_own(number):
     names = [f"run {i}" for i in range(number)]
     colours = colours_of(["base", *names], dict.fromkeys(names))
-    assert colours["base"] == "0.5" and len({str(colour) for colour in colours.values()}) == number + 1
+    assert colours["base"] == "0.5" and len({*map(to_hex, colours.values())}) == number + 1
     assert colours_of(names, dict.fromkeys(names))["run 0"] == colours["run 0"] or number > 6
 
 
