@@ -6,6 +6,7 @@
     python evaluate.py --model runs/RUN --step 50 --out r.json          # a checkpoint, on the run's problems
     python evaluate.py --model M --data D --hint-effect --out r.json --plot out.png  # without and with hints
     python evaluate.py --compare base.json trained.json --plot out.png  # pass@k curves, what changed, where
+    python evaluate.py --compare runs/A runs/B --plot out.png           # B against A; their curves over steps
 
 Every number that the scripts and the documentation show is computed from such result files.
 """
@@ -25,17 +26,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 import data
 from data import TEMPLATES, UserError
 from machinery.command import check_writable, resume_line, run_command, stoppable
-from machinery.compare import comparison, curve, hint_table, part_curves, parts, plot, read_result
+from machinery.compare import comparison, curve, hint_table, part_curves, parts, read_result
+from machinery.curves import plot, read_compared, series
 from machinery.folder import write_json
 from machinery.kept import Kept, files_of
 from machinery.logged import SAMPLES, samples_shown
 from machinery.models import check_sampler
-from machinery.names import labels, names_of
+from machinery.names import names_of
+from machinery.progress import Progress
 from machinery.ranks import gather, join, rank, share, total, world
 from machinery.run import check_ranges
 from machinery.sampler import Sampler
@@ -58,8 +60,9 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
     samples = []
     chunk, most = max(1, 4096 // n), math.ceil(len(prompts) / world())
     starts = range(0, most, chunk)  # as many on every rank: those of one engine sample together
-    bar = tqdm(starts, "evaluate", leave=False, disable=len(starts) == 1 or rank() > 0)
-    for i, start in enumerate(bar):
+    progress = Progress("evaluated", min(len(prompts), chunk * len(kept.chunks) * world()), len(prompts),
+                        stays=False)
+    for i, start in enumerate(starts):
         if i == len(kept.chunks):
             part = mine[start : start + chunk]
             contexts = [prompt.hinted if hinted else prompt.plain for prompt in part]
@@ -72,6 +75,8 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
         samples += kept.chunks[i]["samples"]
         verdicts.update(kept.chunks[i]["verdicts"])
         sums.update(kept.chunks[i]["sums"])
+        progress.at(min(len(prompts), (start + chunk) * world()))
+    progress.close()
     sums = total(sums)
     entropy = round(-sums["logp"] / sums["tokens"], 6) if temperature else None
     sampling = {"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
@@ -144,6 +149,8 @@ class HeldOut:
         """
         there = any(gather([path.exists()]))
         if self.name and (again or not there):
+            which = f"{path.stem.removeprefix('eval_')} model{'' if again else ' first'}"
+            print(f"evaluating the {which}: {len(self.prompts)} problems x {self.args.eval_n} samples")
             write_json(path, self.measure(self.args.eval_n, seed))
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -234,7 +241,9 @@ def report(run: Path) -> str:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     table = f"{comparison(results)}\n\n" if len(results) == 2 else ""
     if metrics or results:
-        plot(results, run / "curves.png", metrics)
+        label = f"{run.resolve().name}, trained"
+        named = {label if name == "trained" else name: result for name, result in results.items()}
+        plot(named, run / "curves.png", {label: series(metrics, results)})
     if metrics and not any(m["rollout/reward"] for m in metrics):
         table += "warning: not one sampled response was right, little was learned: see rollouts.jsonl\n\n"
     verdicts = Counter()
@@ -286,7 +295,7 @@ class Args:
     verifier_seconds: float = 3.0  # for a completion, of your own verifier
     verifier_memory: float = 4.0  # GB for each of its processes
     out: str = ""  # result file to write
-    compare: tuple[str, ...] | None = None  # result files: of the base, then of one or more trained models
+    compare: tuple[str, ...] | None = None  # result files or folders of runs: the base, then the trained
     plot: str = ""  # picture to write, with --compare or --hint-effect
 
 
@@ -296,7 +305,7 @@ def check_args(args: Args) -> None:
     if args.compare is not None and (args.model or args.out or args.step is not None):
         raise UserError("--compare reads result files: leave --model, --step and --out out")
     if args.compare is not None and len(args.compare) < 2:
-        raise UserError("--compare takes two result files or more: the base's first")
+        raise UserError("--compare takes two result files or more, or folders of runs: the base's first")
     if not args.compare and not (args.model and args.out):
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
     if args.plot and not (args.compare or args.hint_effect):
@@ -348,10 +357,10 @@ def load_prompts(args: Args, sets: dict[str, list[data.Problem]], sampler) -> tu
 def main(args: Args) -> None:
     check_args(args)
     if args.compare:
-        results = dict(zip(labels(args.compare), map(read_result, args.compare)))
+        results, runs = read_compared(args.compare)
         print(comparison(results, full=True))
         if args.plot:
-            plot(results, args.plot)
+            plot(results, args.plot, runs)
         return
     device = join(args.device)
     verifier = Verifier(args.workers, args.verifier_seconds, args.verifier or None, args.verifier_memory)

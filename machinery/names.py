@@ -18,8 +18,11 @@ def names_of(data: str) -> list[str]:
 
 
 def labels(names: list[str]) -> list[str]:
-    """Names of files or data sets as short as tells them apart: of a/math.jsonl, b/code.jsonl math, code."""
-    short = [Path(name).stem for name in names]
+    """Names of files, folders or data sets as short as tells them apart: of a/math.jsonl, b/code.jsonl math,
+    code. The name of a folder has no ending that could be left out.
+    """
+    paths = [Path(name) for name in names]
+    short = [path.resolve().name if path.is_dir() else path.stem for path in paths]
     if len(set(short)) < len(short):
         short = list(names)
     if len(set(short)) < len(short):  # one file twice

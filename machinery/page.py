@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from machinery.command import UserError, check_writable
 from machinery.compare import STATES, check_pair, state
+from machinery.curves import series
 from machinery.logged import (
     CHARACTERS,
     changed_args,
     finite,
     group_shown,
-    pass_at_1,
     read_args,
     read_lines,
     read_results,
@@ -61,25 +61,10 @@ def run_shown(run: Path, most_bytes: float) -> dict:
     return {
         "name": visible(run.resolve().name), "script": visible(str(args["script"])),
         "changed": changed_args(args), "moved": moved, "problem": problem,
-        "data": {"curves": curves(metrics, results), "metrics": of_step, "steps": list(steps),
+        "data": {"curves": series(metrics, results), "metrics": of_step, "steps": list(steps),
                  "moved": moved},
         "steps": {step: step_json(groups, room) for step, groups in steps.items()},
     }
-
-
-def curves(metrics: list[dict], results: dict[str, dict]) -> dict[str, list]:
-    """{metric: [[steps done, value], ..]}: what step 1 measures before its update is the base's, at 0."""
-    found: dict[str, list] = {}
-    for row in metrics:
-        for key, value in row.items():
-            if key != "step" and finite(value) is not None:
-                found.setdefault(key, []).append([row["step"] - 1, value])
-    ends = {"base": 0, "trained": metrics[-1]["step"] if metrics else 0}
-    for name, result in results.items():
-        found.setdefault("eval/pass@1", []).append([ends[name], round(pass_at_1(result), 4)])
-    for points in found.values():
-        points.sort()
-    return found
 
 
 def movement_shown(results: dict[str, dict], steps: dict) -> dict[str, list] | None:

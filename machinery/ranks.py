@@ -44,6 +44,7 @@ def pick_device(device: str) -> str:
 
 def join(device: str) -> str:
     """The device of this process, in the group of all that torchrun started. Only rank 0 talks."""
+    transformers.utils.logging.disable_progress_bar()  # of loading and writing: a line in every log
     device = pick_device(device)
     if world() == 1 or dist.is_initialized():
         return device

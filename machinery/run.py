@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from data import TEMPLATES, UserError
 from machinery import rollouts
 from machinery.checkpoint import load_checkpoint, save_checkpoint
 from machinery.command import resume_line, run_command
+from machinery.curves import last_pass_at_1
 from machinery.folder import check_data, claim, is_finished, release, write_json
 from machinery.names import names_of, short_name
+from machinery.progress import Progress
 from machinery.ranks import gather, rank, total, world
 from machinery.tasks import TASKS
 from machinery.track import Tracker
@@ -156,7 +157,7 @@ class Run:
         write_json(folder / "args.json", {"script": self.script, **asdict(args), "resume": ""})
         self.folder = gather([folder])[0]  # rank 0's, which has its clock in its name
         Run.current = self
-        print(self.folder)
+        print(f"run folder: {self.folder}")
         torch.manual_seed(args.seed)
         signals = signal.SIGINT, signal.SIGTERM
         self.handlers = {number: signal.signal(number, self._on_signal) for number in signals}
@@ -176,14 +177,13 @@ class Run:
         start = load_checkpoint(self.folder, parts) if self.args.resume else 0
         if start < self.args.steps and rank() == 0:
             (self.folder / "curves.png").unlink(missing_ok=True)  # a run that has it is finished
-        bar = tqdm(range(start, self.args.steps), self.script, initial=start, total=self.args.steps,
-                   dynamic_ncols=True, disable=rank() > 0)
+        progress = Progress("step", start, self.args.steps)
+        progress.at(start, last_pass_at_1(self.folder))
         warned = solved = False
-        for step in bar:
+        for step in range(start, self.args.steps):
             self.step, self.clock = step, Clock()
             yield step
-            seconds = sum(self.clock.seconds.values())
-            bar.set_postfix({"reward": f"{self.metrics['rollout/reward']:.2f}", "s/step": f"{seconds:.2f}"})
+            progress.at(step + 1, self.metrics)
             if not warned and rank() == 0 and self.metrics.get("engine/k3", 0) > WIDE_GAP:
                 tqdm.write(gap_warning(self.metrics, self.args.tis_cap), file=sys.stderr)
                 warned = True
@@ -194,10 +194,12 @@ class Run:
             if stop or (self.args.save_every and (step + 1) % self.args.save_every == 0):
                 save_checkpoint(self.folder, step + 1, parts, self.args.keep)
             if stop:
+                progress.close()
                 self.tracker.close()
                 name = signal.Signals(stop).name
                 print(f"\nstopped by {name} after step {step + 1}; go on with: {resume_line(self.folder)}")
                 sys.exit(0 if stop == signal.SIGTERM else 130)
+        progress.close()
         save_checkpoint(self.folder, max(start, self.args.steps), parts, self.args.keep)
         self.step = None
         if stop := self._stop_of_any_rank():  # it came during this save
@@ -254,7 +256,7 @@ def gap_warning(metrics: dict, tis_cap: float) -> str:
 
 def launch(main, Args) -> None:
     """Runs `main(args)` with the args of the command line, which go on from those of the run to resume."""
-    transformers.utils.logging.disable_progress_bar()
+    sys.stdout.reconfigure(line_buffering=True)  # in a file too: what is printed is to be read at once
     run_command(lambda: start(main, Args))
 
 

@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 import data
 import grpo
 from data import UserError
-from evaluate import PRESETS, Args, chunk_result, evaluate, labels, main, read_args, report, start_line
+from evaluate import PRESETS, Args, chunk_result, evaluate, main, read_args, report, start_line
 from grpo import pad, token_logprobs
 from machinery.command import command_line, stoppable
 from machinery.draws import draw, sampling_logprobs
 from machinery.kept import Kept, files_of
+from machinery.names import labels
 from machinery.sampler import Sample, Sampler
 from tests.started import start
 from verify import RIGHT, WRONG, Verifier
