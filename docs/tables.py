@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/results.md and docs/performance.md, and the pictures.
+"""The tables of README.md, docs/results.md, docs/performance.md and the algorithms' pages, and the pictures.
 
     python docs/tables.py           # a test holds that the committed tables are what this makes
 
@@ -15,8 +15,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu
+import pages
 from claims import claim_table, search_table
-from seeds import HOME, NAMES, STUDY, difference, exists, mean_band, method, problems, split
+from seeds import HOME, STUDY, difference, exists, mean_band, method, problems, split
 
 from machinery.compare import cell, table
 from tests import benchmark
@@ -42,23 +43,6 @@ def pass_table(task: str, names: list[str], kinds=("",)) -> str:
             for kind in kinds:
                 row += [cell(mean_band(of.values(k)[:, problems(task, kind)], name)) for k in ks_of(task)]
             rows.append(row)
-    return table(head, rows)
-
-
-def guide_table() -> str:
-    """pass@1 with and without guidance, on every task."""
-    where = {"at sea": ("sea", ""), "its hard problems": ("sea", "sea3"), "sea:v1": ("sea-v1", ""),
-             "sea:v3": ("sea-v3", ""), "countdown": ("countdown", "")}
-    names = ["base", "grpo", "control", "guide"]
-    rows, head = [], ["held-out pass@1"]
-    for name in names:
-        row = [NAMES[name]]
-        for task, kind in where.values():
-            row.append(cell(mean_band(method(task, name).values(1)[:, problems(task, kind)], name)))
-        rows.append(row)
-    for label, (task, _) in where.items():
-        fewest = min(len(method(task, name).counts[1]) for name in names[1:])
-        head.append(f"{label} ({fewest} seed{'s' if fewest > 1 else ''})")
     return table(head, rows)
 
 
@@ -122,24 +106,11 @@ def speed_table(task: str, names: list[str], rates: list[float]) -> str:
 
 
 def logged_table(task: str, names: list[str], keys: dict[str, str]) -> str:
-    """Logged quantities at the first, the middle and the last evaluated step, mean over the seeds.
-
-    Steps in which no prompt failed have no hinted reward and no guided rows: they do not count.
-    """
+    """Logged quantities at the first, the middle and the last evaluated step, mean over the seeds."""
     rows = []
     for name in names:
         if exists(task, name):
-            of, row = method(task, name), [method(task, name).title]
-            for key in keys:
-                values_SX = of.logged(key)
-                if key.startswith("guide/") and key != "guide/failed":
-                    values_SX = np.where(of.logged("guide/failed") > 0, values_SX, np.nan)
-                shown = []
-                for i in (0, values_SX.shape[1] // 2, values_SX.shape[1] - 1):
-                    known = values_SX[:, i][~np.isnan(values_SX[:, i])]
-                    shown.append(f"{known.mean():.2f}" if len(known) else "-")
-                row.append(" / ".join(shown))
-            rows.append(row)
+            rows.append([method(task, name).title, *(pages.along(task, name, key) for key in keys)])
     return table(["", *keys.values()], rows)
 
 
@@ -248,7 +219,7 @@ NSR_PAIRS = [("psr", "grpo"), ("nsr", "grpo"), ("w-reinforce", "grpo"), ("nsr", 
 ABLATION_PAIRS = [("ratio-naive", "guide"), ("ratio-none", "guide"), ("hints-wrong", "control"),
                   ("hints-empty", "control"), ("hints-wrong", "grpo")]
 BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
-    "readme guide": guide_table,
+    **pages.BLOCKS,
     "claims": claim_table,
     "search": search_table,
     "sea": lambda: pass_table("sea", ["hinted", *AT_SEA]),
@@ -286,6 +257,7 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "commands": lambda: "\n".join(f"{TITLES[task]}:\n\n{command_list(task)}\n" for task in TITLES).strip(),
 }
 PAGES = ["README.md", "docs/results.md", "docs/performance.md"]
+PAGES += [f"docs/{name}.md" for name in ("grpo", "guide", "ppo", "nsr")]
 
 
 def filled(text: str) -> str:

@@ -21,10 +21,12 @@ def commands(page: Path) -> list[str]:
 
 PAPERS = commands(Path("docs/papers.md"))
 FIRST_RUN = commands(Path("docs/first-run.md"))
+METHODS = ["grpo", "guide", "nsr", "ppo"]
+OF_METHODS = [command for page in METHODS for command in commands(Path(f"docs/{page}.md"))]
 READING = commands(Path("docs/reading-order.md"))
 
 
-@pytest.mark.parametrize("command", PAPERS + FIRST_RUN + READING)
+@pytest.mark.parametrize("command", PAPERS + FIRST_RUN + OF_METHODS + READING)
 def test_a_command_of_a_page_is_taken(command):
     command = command.replace("--template T", "--template plain")
     _, script, *options = shlex.split(command)
@@ -51,7 +53,7 @@ def test_a_page_names_metrics_that_exist(page, found, commands, metrics):
     assert len(named) > metrics and named <= set(re.findall(metric, Path("docs/metrics.md").read_text()))
 
 
-@pytest.mark.parametrize("page", ["guide", "nsr", "ppo", "reading-order", "teaching"])
+@pytest.mark.parametrize("page", [*METHODS, "reading-order", "teaching"])
 def test_the_details_name_functions_that_exist(page):
     named = re.findall(r"`(\w+(?:/\w+)*\.py): (\w+)`", Path(f"docs/{page}.md").read_text())
     assert len(named) > 8
