@@ -5,7 +5,7 @@ Paper: The Surprising Effectiveness of Negative Reinforcement in LLM Reasoning (
     max_theta  E[ x ~ data, y_1..y_G ~ pi_old(.|x) ]  1/tokens  sum_i sum_t
                    min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) + entropy_coef H_it
     rho_it = pi(y_it | x, y_i<t) / pi_old(y_it | x, y_i<t)
-    A_i    = psr: 1 if right | nsr: -1 if wrong | w-reinforce: lambda if right, -1 if wrong      (eq. 3, 4, 7)
+    A_i    = psr: 1 if right | nsr: -1 if wrong | w-reinforce: lambda if right, -1 if wrong      (eq. 3, 4, 9)
 
 Differs from the paper:
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
@@ -207,7 +207,7 @@ def stack(rows: list, own_NT: torch.Tensor) -> torch.Tensor:
 # ---- advantage ---------------------------------------------------------------------------------------------
 
 def signed_advantages(rewards_N: torch.Tensor, reinforce: str, lam: float) -> torch.Tensor:
-    """`lam` or 1 for right rows (reward 1), -1 for wrong ones, 0 for dropped ones (eq. 3, 4, 7)."""
+    """`lam` or 1 for right rows (reward 1), -1 for wrong ones, 0 for dropped ones (eq. 3, 4, 9)."""
     right, wrong = {"psr": (1.0, 0.0), "nsr": (0.0, 1.0), "w-reinforce": (lam, 1.0)}[reinforce]
     return right * rewards_N - wrong * (1 - rewards_N)
 
