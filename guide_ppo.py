@@ -411,7 +411,7 @@ def aggregate(loss_NT, mask_NT, loss_agg: str, n_tokens: int, n_rows: int, max_r
     return loss_NT.sum() / (n_rows * max_response)  # constant: Dr. GRPO
 
 
-def critic_metrics(plain: list[Row], rows: list[Row]) -> dict[str, float]:
+def value_metrics(plain: list[Row], rows: list[Row]) -> dict[str, float]:
     """What the critic has foreseen of the rows it learns from; the advantages of all before whitening."""
     values_M, returns_M = torch.cat([row.values for row in plain]), torch.cat([row.returns for row in plain])
     raw_M = torch.cat([row.returns - row.values for row in rows])
@@ -535,9 +535,9 @@ def main(args: Args) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
         run.clock("update", tokens=sum(row.length for row in share(flat(groups))))
-        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | means.metrics()
+        metrics |= {"train/lr": lr, "train/rows": len(flat(groups))} | value_metrics(plain_rows, flat(groups))
         metrics |= evaluate.guide_metrics(plain, guided, flat(groups), rho, gamma)
-        metrics |= critic_metrics(plain_rows, flat(groups)) | evaluate.rollout_metrics(plain, guided)
+        metrics |= evaluate.rollout_metrics(plain, guided) | means.metrics()
         run.log(metrics, groups, sampler.tokenizer)
 
     save_model(policy.backbone, sampler.tokenizer, sampler.dtype, run.folder / "final")

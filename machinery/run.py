@@ -177,6 +177,8 @@ class Run:
         start = load_checkpoint(self.folder, parts) if self.args.resume else 0
         if start < self.args.steps and rank() == 0:
             (self.folder / "curves.png").unlink(missing_ok=True)  # a run that has it is finished
+            if (trained := self.folder / "eval_trained.json").exists():  # and is given more steps now
+                trained.rename(self.folder / f"eval_step{start}.json")
         progress = Progress("step", start, self.args.steps)
         progress.at(start, last_pass_at_1(self.folder))
         warned = solved = False

@@ -390,10 +390,12 @@ def test_a_finished_run_has_nothing_left_to_do(finished, tmp_path, monkeypatch, 
     assert seen[0].resume == str(copy)
     # More steps: until they are done the run is not.
     (copy / "data.json").unlink()  # no prompts are read below
+    shutil.copy(finished / "eval_trained.json", copy)
     monkeypatch.setattr(sys, "argv", ["grpo.py", f"--resume={copy}", "--steps=3"])
     launch(lambda args: next(Run(args, "grpo.py").steps()), grpo.Args)
     Run.current.close()
-    assert not (copy / "curves.png").exists()
+    assert not (copy / "curves.png").exists() and not (copy / "eval_trained.json").exists()
+    assert (copy / "eval_step2.json").read_bytes() == (finished / "eval_trained.json").read_bytes()
     assert json.loads((copy / "args.json").read_text())["steps"] == 3
 
 
