@@ -50,7 +50,7 @@ MICRO = 16384  # tokens of a micro-batch
 
 
 def figures() -> list[dict]:
-    """What `python tests/gpu_check.py --out docs/study/h200.jsonl` found."""
+    """What tests/gpu_check.py found with --out docs/study/h200.jsonl; the run at sea is of another day."""
     return [json.loads(line) for line in (HOME / "docs/study/h200.jsonl").read_text().splitlines()]
 
 

@@ -187,7 +187,7 @@ def draw_smollm2(path: Path) -> None:
 
 
 def benchmark_table() -> str:
-    """What `python tests/benchmark.py --out docs/study/benchmark.jsonl` found on an idle machine."""
+    """What tests/benchmark.py found, by the two commands in docs/performance.md."""
     results = benchmark.read_runs(STUDY / "benchmark.jsonl")
     return table(benchmark.HEADER, [benchmark.row(results, *key) for key in results])
 

@@ -1,4 +1,4 @@
-"""What a GPU does with this code, in under 5 minutes:  python tests/gpu_check.py --out gpu.jsonl
+"""What a GPU does with this code, in about 5 minutes:  python tests/gpu_check.py --out gpu.jsonl
 
 Models of the shape of Qwen2.5-1.5B and 7B with random weights, made on the GPU from their configurations:
 nothing is downloaded, and vLLM is not needed. Every figure is printed as it is found, and written to --out as
@@ -70,7 +70,7 @@ class Update:
 
 @dataclass
 class Plan:
-    updates: dict[tuple, list[Update]]  # of (model, its weights' type)
+    updates: list[tuple[str, torch.dtype, list[Update]]]  # model, its weights' type
     vocabulary: int
     length: int  # of a row, a quarter of it prompt
     repeats: int  # updates that are timed
@@ -84,25 +84,26 @@ class Plan:
 
 
 FULL = Plan(
-    updates={
-        ("1.5B", torch.float32): [
+    updates=[
+        ("1.5B", torch.float32, [
             Update(16384), Update(16384, chunk=2**24), Update(16384, chunk=2**28), Update(4096),
             Update(32768), Update(4096, False), Update(8192, False), Update(16384, False),
-            Update(16384, compiled=True), Update(16384, False, compiled=True),
-        ],
-        ("7B", torch.bfloat16): [
+        ]),
+        ("7B", torch.bfloat16, [
             Update(4096), Update(16384), Update(16384, chunk=2**28), Update(2048, False), Update(8192, False),
-        ],
-    },
+        ]),
+        ("1.5B", torch.float32, [Update(16384, compiled=True), Update(16384, False, compiled=True)]),
+    ],
     vocabulary=VOCABULARY, length=2048, repeats=3, response=4096,
     sampled="1.5B", batches=(8, 128, 768), new_tokens=256,
     steps=60,
 )
 TINY = Plan(
-    updates={
-        ("tiny", torch.float32): [Update(256), Update(128, False)],
-        ("tiny", torch.bfloat16): [Update(256, False, 2**14)],
-    },
+    updates=[
+        ("tiny", torch.float32, [Update(256), Update(128, False)]),
+        ("tiny", torch.bfloat16, [Update(256, False, 2**14)]),
+        ("tiny", torch.float32, [Update(256, compiled=True)]),
+    ],
     vocabulary=512, length=64, repeats=2, response=64,
     sampled="tiny", batches=(8, 32), new_tokens=16,
     steps=1, sea="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
@@ -176,7 +177,7 @@ def peak(plan: Plan, device: str) -> Iterator[Figure]:
 
 def update(plan: Plan, device: str) -> Iterator[Figure]:
     """Whole updates: MFU, tokens a second, and on a GPU where its memory goes."""
-    for (size, dtype), ways in plan.updates.items():
+    for size, dtype, ways in plan.updates:
         yield from updates_of(plan, size, dtype, ways, device)
         free_memory(device)
 
@@ -235,7 +236,7 @@ def time_updates(plan: Plan, way: Update, model, optimizer, mixed: bool, device:
         model.gradient_checkpointing_disable()
     if way.compiled:
         for layer in model.base_model.layers:
-            layer.compile()
+            layer.compile(backend="inductor" if device == "cuda" else "eager")  # a CPU's wants a compiler
     autocast = torch.autocast(device, torch.bfloat16, enabled=mixed, cache_enabled=False)
     n, prompt = way.tokens // plan.length, plan.length // 4
     ids = rows(n, prompt, plan.length - prompt, plan.vocabulary, device)

@@ -42,13 +42,15 @@ def test_a_step_is_from_begin_to_begin_and_the_rest_is_what_is_left():
 def test_ratios_and_goals_by_hand():
     ours = {"step": 1.0, "low": 1.0, "high": 1.0, "rollout": 0.4, "verify": 0.01, "logprobs": 0.0,
             "update": 0.57, "rest": 0.02, "sampled/s": 100.0, "trained/s": 50.0, "rows": 8.0, "memory": 0.5,
-            "start": 7.0}
+            "start": 7.0, "runs": 3}
     theirs = {**ours, "step": 2.5, "memory": 1.0}
     bare = {**ours, "sampled/s": 130.0, "trained/s": 70.0}
     results = {("embedded", "grpo"): ours, ("embedded", "trl"): theirs, ("embedded", "bare"): bare}
     expected = {"speed": 2.5, "memory": 0.5, "update": 1.4, "rollout": 1.3, "neither": 0.03, "start": 7.0}
     assert ratios(results, "embedded") == pytest.approx(expected)
     assert [cells[-1] for cells in goals(results)] == ["no", "yes", "no", "yes", "yes", "no"]
+    results["embedded", "grpo"] = {**ours, "runs": 1}
+    assert next(goals(results))[-1] == "no, in one run"
     assert ratios({("random", "nsr"): ours}, "random") == {}  # without grpo.py there is nothing to hold
     of_ours, of_theirs = row(results, "embedded", "grpo"), row(results, "embedded", "trl")
     assert len(of_ours) == len(of_theirs) == len(HEADER)

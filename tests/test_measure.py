@@ -337,7 +337,8 @@ def test_the_gpu_check_runs_at_a_tiny_size(capsys, monkeypatch):
     runpy.run_path("tests/gpu_check.py", run_name="__main__")  # python tests/gpu_check.py, libraries loaded
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     for what in ("matrix product", "peak of a step", "rollouts of tiny", "log-probs of tiny", "at sea",
-                 "update of tiny, float32", "update of tiny, bfloat16"):
+                 "update of tiny, float32", "update of tiny, bfloat16",
+                 "update of tiny, float32 weights, gradient checkpointing, compiled layers"):
         assert any(line.startswith(f"| {what}") for line in table), what
     assert all("MFU" in line for line in table if "update of" in line)
 
