@@ -71,11 +71,11 @@ def evaluate(sampler, verifier, prompts, n, temperature, max_tokens, seed=0, top
             groups = sampler.generate(contexts, n, temperature, max_tokens, stream, top_p, top_k)
             scored = verifier.score_groups(groups, [prompt.problem for prompt in part])
             kept.add(chunk_result(part, groups, scored))
+            progress.at(min(len(prompts), (start + chunk) * world()))
         rows += kept.chunks[i]["problems"]
         samples += kept.chunks[i]["samples"]
         verdicts.update(kept.chunks[i]["verdicts"])
         sums.update(kept.chunks[i]["sums"])
-        progress.at(min(len(prompts), (start + chunk) * world()))
     progress.close()
     sums = total(sums)
     entropy = round(-sums["logp"] / sums["tokens"], 6) if temperature else None

@@ -24,6 +24,8 @@ def run_command(main) -> None:
     quietly, 130. Nobody reads what it prints any more, as in `| head`: quietly, 141. The rest is a bug and
     keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # not a notebook's
+        sys.stdout.reconfigure(line_buffering=True)  # in a file too: what is printed is to be read at once
     try:
         try:
             main()

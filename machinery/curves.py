@@ -48,9 +48,9 @@ def series(metrics: list[dict], results: dict[str, dict]) -> dict[str, list]:
 
 def last_pass_at_1(folder: Path) -> dict[str, float]:
     """{"eval/pass@1": as the run has last measured it, at first in its base}; empty if it never did."""
-    lines, results = read_lines(folder / "metrics.jsonl"), read_results(folder)
-    results.pop("trained", None)  # of fewer steps: it is made anew
-    points = series(lines, results).get("eval/pass@1")
+    base = folder / "eval_base.json"
+    results = {"base": read_result(base)} if base.exists() else {}
+    points = series(read_lines(folder / "metrics.jsonl"), results).get("eval/pass@1")
     return {"eval/pass@1": points[-1][1]} if points else {}
 
 

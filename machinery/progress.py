@@ -1,9 +1,10 @@
 """How far a run or an evaluation is: a bar in a terminal, elsewhere a plain line now and then.
 
-    step 14/40  reward 0.448  pass@1 0.492  guided 0.294  2 min left
+    step 14/40  2 min left  reward 0.448  pass@1 0.492  guided 0.294
 """
 
 import math
+import os
 import sys
 import time
 
@@ -31,7 +32,8 @@ class Progress:
         self.spoke = -math.inf if stays else self.began
         # The bar gives way first where the terminal is narrow.
         self.bar = tqdm(desc=f"{what} {start}/{total}", initial=start, total=total, leave=stays,
-                        bar_format="{desc} |{bar}|", dynamic_ncols=True, disable=True if rank() else None)
+                        bar_format="{desc} |{bar}|", dynamic_ncols=True,
+                        disable=rank() > 0 or not is_drawable(sys.stderr))
 
     def at(self, done: int, metrics: dict = ()) -> None:
         """`done` of them are done. What `metrics` has of WORDS is shown until there is a newer value."""
@@ -51,13 +53,22 @@ class Progress:
 
     def line(self, done: int) -> str:
         said = [f"{self.what} {done}/{self.total}"]
-        said += [f"{word} {self.values[key]:.3f}" for key, word in WORDS.items() if key in self.values]
         if self.start < done < self.total:
             said.append(time_left((self.now() - self.began) * (self.total - done) / (done - self.start)))
+        said += [f"{word} {self.values[key]:.3f}" for key, word in WORDS.items() if key in self.values]
         return "  ".join(said)
 
     def close(self) -> None:
         self.bar.close()
+
+
+def is_drawable(stream) -> bool:
+    """Whether it is a terminal with room for a bar. In containers some have no rows: tqdm shows nothing there."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError, AttributeError):  # a file, a notebook's stream
+        return False
+    return stream.isatty() and size.columns > 0 and size.lines > 2
 
 
 def time_left(seconds: float) -> str:

@@ -180,7 +180,7 @@ class Run:
             if (trained := self.folder / "eval_trained.json").exists():  # and is given more steps now
                 trained.rename(self.folder / f"eval_step{start}.json")
         progress = Progress("step", start, self.args.steps)
-        progress.at(start, last_pass_at_1(self.folder))
+        progress.at(start, {} if rank() else last_pass_at_1(self.folder))
         warned = solved = False
         for step in range(start, self.args.steps):
             self.step, self.clock = step, Clock()
@@ -258,7 +258,6 @@ def gap_warning(metrics: dict, tis_cap: float) -> str:
 
 def launch(main, Args) -> None:
     """Runs `main(args)` with the args of the command line, which go on from those of the run to resume."""
-    sys.stdout.reconfigure(line_buffering=True)  # in a file too: what is printed is to be read at once
     run_command(lambda: start(main, Args))
 
 
