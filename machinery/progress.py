@@ -63,7 +63,7 @@ class Progress:
 
 
 def is_drawable(stream) -> bool:
-    """Whether it is a terminal with room for a bar. In containers some have no rows: tqdm shows nothing there."""
+    """Whether it is a terminal with room for a bar: some have no rows, and tqdm shows nothing there."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):  # a file, a notebook's stream
