@@ -46,10 +46,10 @@ def summary_table(head: str, names: list[str], columns: dict[str, Place]) -> str
 
 
 def along(task: str, name: str, key: str) -> str:
-    """A logged quantity in the first and the middle of the steps that evaluate, and in the last step of the run.
+    """A logged quantity in the first and the middle step of those that evaluate, and in the run's last step.
 
-    The mean over the seeds. Seeds in which no prompt failed in a step have no hinted reward and no guided rows
-    there: they do not count, and how many do is said.
+    The mean over the seeds. Those in which no prompt failed in a step have no hinted reward and no guided
+    rows there: they do not count, and how many do is said.
     """
     of, shown = method(task, name), []
     values_SX = of.logged(key)
