@@ -1,6 +1,6 @@
 r"""Guide-GRPO: GRPO that gives a hint for the prompts it fails, and learns to answer them without.
 
-Paper: Adaptive Guidance Accelerates RL of Reasoning Models (arXiv 2506.13923), section 4; GRPO: 2402.03300.
+Paper: Adaptive Guidance Accelerates RL of Reasoning Models (arXiv 2506.13923), its code; GRPO: 2402.03300.
 
     max_theta  E[ x ~ data, y_1..y_G ~ pi_old(.|x) ]  1/tokens  sum_i sum_t
                    min( rho_it A_i, clip(rho_it, 1-eps_low, 1+eps_high) A_i ) + entropy_coef H_it
@@ -257,7 +257,7 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low,
 
     loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or
     [N, 1] where the tokens of a response share it.
-    Guided rows: -w(rho) A without a clip, unless `how`, --guide-ratio, says otherwise (Guide, section 4).
+    Guided rows: -w(rho) A without a clip, unless `how`, --guide-ratio, says otherwise (Guide's code).
     """
     ratio_NT = (logp_NT - old_logp_NT).exp()
     gain_NT = ratio_NT * advantages_NT

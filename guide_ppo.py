@@ -359,7 +359,7 @@ def policy_loss(logp_NT, old_logp_NT, advantages_NT, mask_NT, guided_N, eps_low,
 
     loss_NT = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A), rho = exp(logp - old_logp); A is [N, T], or
     [N, 1] where the tokens of a response share it.
-    Guided rows: -w(rho) A without a clip, unless `how`, --guide-ratio, says otherwise (Guide, section 4).
+    Guided rows: -w(rho) A without a clip, unless `how`, --guide-ratio, says otherwise (Guide's code).
     """
     ratio_NT = (logp_NT - old_logp_NT).exp()
     gain_NT = ratio_NT * advantages_NT

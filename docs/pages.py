@@ -46,9 +46,10 @@ def summary_table(head: str, names: list[str], columns: dict[str, Place]) -> str
 
 
 def along(task: str, name: str, key: str) -> str:
-    """A logged quantity at the first, the middle and the last evaluated step, mean over the seeds.
+    """A logged quantity in the first and the middle step of those that evaluate, and in the run's last step.
 
-    Steps in which no prompt failed have no hinted reward and no guided rows: they do not count.
+    The mean over the seeds. Those in which no prompt failed in a step have no hinted reward and no guided
+    rows there: they do not count, and how many do is said.
     """
     of, shown = method(task, name), []
     values_SX = of.logged(key)
@@ -56,7 +57,8 @@ def along(task: str, name: str, key: str) -> str:
         values_SX = np.where(of.logged("guide/failed") > 0, values_SX, np.nan)
     for i in (0, values_SX.shape[1] // 2, values_SX.shape[1] - 1):
         known = values_SX[:, i][~np.isnan(values_SX[:, i])]
-        shown.append(f"{known.mean():.2f}" if len(known) else "-")
+        fewer = f" ({len(known)} of {len(values_SX)})" if len(known) < len(values_SX) else ""
+        shown.append(f"{known.mean():.2f}{fewer}" if len(known) else "-")
     return " / ".join(shown)
 
 
@@ -65,7 +67,8 @@ def series_table(runs: dict[str, tuple[str, str]], keys: list[str]) -> str:
     rows = []
     for key in keys:
         rows.append([f"`{key}`", *(along(task, name, key) for task, name in runs.values())])
-    return table(["", *runs], rows)
+    heads = [with_seeds(label, [method(task, name)]) for label, (task, name) in runs.items()]
+    return table(["", *heads], rows)
 
 
 def gain_table() -> str:
@@ -113,8 +116,9 @@ GRPO = [
     Claim(LARGE_K, "sea", "grpo", "base", 64, "not worse"),
     Claim(LARGE_K, "countdown", "grpo", "base", 256, "not worse"),
     Claim("at a third of the learning rate it does", "countdown", "grpo-3e-5", "base", 256, "not worse"),
-    Claim("four updates a batch learn more than one", "countdown", "grpo-4x", "grpo-3e-5", 1),
-    Claim("42 prompts are as good as the control", "sea-v1", "grpo-more", "control", 1, "not worse"),
+    Claim("four updates at 3e-5 learn more than one at 3e-5", "countdown", "grpo-4x", "grpo-3e-5", 1),
+    Claim("four updates at 3e-5 learn more than one at 1e-4", "countdown", "grpo-4x", "grpo", 1),
+    Claim("42 prompts are as good as the control", "sea", "grpo-more", "control", 1, "not worse"),
 ]
 GUIDE = [
     Claim("`replace`, the authors' grouping, gains over GRPO", "sea", "replace", "grpo", 1),
@@ -122,6 +126,7 @@ GUIDE = [
     Claim("hints gain over as many plain samples", "sea-v3", "guide", "control", 1),
     Claim("hints gain over as many plain samples", "countdown", "guide", "control", 1),
     Claim("hints keep as much at large k", "countdown", "guide", "control", 256, "not worse"),
+    Claim("second samples alone keep the tail", "countdown", "control", "grpo", 256),
     Claim("hints raise pass@1 above GRPO's", "countdown", "guide", "grpo", 1),
     Claim("the exact ratio, `sequence`, gains over GRPO", "sea", "ratio-sequence", "grpo", 1),
     Claim("`none` gains over no correction, `naive`", "sea", "ratio-none", "ratio-naive", 1),
@@ -143,13 +148,18 @@ NSR = [
     Claim("a smaller step closes NSR's gap", "countdown", "nsr-3e-5", "grpo-3e-5", 1, "not worse"),
     Claim("NSR keeps the base's pass@k at large k", "countdown", "nsr", "base", 256, "not worse"),
     Claim("NSR keeps the base's pass@k at large k", "sea", "nsr", "base", 64, "not worse"),
+    Claim("so does W-REINFORCE", "countdown", "w-reinforce", "base", 256, "not worse"),
+    Claim("NSR: one update at 1e-4 learns more than four at 3e-5", "countdown", "nsr", "nsr-4x", 1),
+    Claim("NSR: it keeps as much as four at 3e-5", "countdown", "nsr", "nsr-4x", 256, "not worse"),
+    Claim("NSR: one update at 1e-4 learns more than one at 3e-5", "countdown", "nsr", "nsr-3e-5", 1),
+    Claim("NSR: it keeps as much as one at 3e-5", "countdown", "nsr", "nsr-3e-5", 256, "not worse"),
     Claim("right rows at .1 add to NSR's pass@1", "countdown", "w-reinforce", "nsr", 1),
     Claim("the entropy bonus is what keeps NSR's tail", "countdown", "nsr", "nsr-no-bonus", 256),
 ]
 BLOCKS = {
     "readme guide": lambda: summary_table("held-out pass@1", ["base", "grpo", "control", "guide"], GUIDED),
     "grpo results": lambda: summary_table("", ["base", "grpo"], SMALL_AND_LARGE),
-    "grpo series": lambda: series_table(OF_BOTH, SAMPLED),
+    "grpo series": lambda: series_table(OF_BOTH, [*SAMPLED, "train/updates"]),
     "grpo expected": lambda: expected_table(GRPO),
     "guide results": gain_table,
     "guide series": lambda: series_table(OF_GUIDE, GUIDANCE),

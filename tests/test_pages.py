@@ -2,10 +2,17 @@
 
 import json
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))
+import pages
+import seeds
 
 from tests import test_objectives
 from tests.test_loop import BASE
@@ -84,3 +91,25 @@ def test_the_weights_of_prompts_are_those_that_were_proved(monkeypatch):
     for p, *of_p in zip(chances, scaled, centred, taught, strict=True):
         weights = [test_objectives.group_weight(p, norm_std) for norm_std in (True, False)]
         assert of_p == pytest.approx([*weights, 1 - p**8 - (1 - p) ** 8], abs=0.006)
+        assert test_objectives.group_weight(1 - p, True) == pytest.approx(weights[0])
+
+
+@pytest.mark.parametrize("page", ["grpo", "guide", "nsr"])
+def test_the_steps_of_a_series_are_those_that_its_page_names(page):
+    words, said = " ".join(Path(f"docs/{page}.md").read_text().split()), []
+    for task in ("sea", "countdown"):
+        steps_X = seeds.method(task, "grpo").logged("step")[0].astype(int)
+        said.append(f"{steps_X[0]}, {steps_X[len(steps_X) // 2]} and {steps_X[-1]}")
+    at_sea, on_countdown = said
+    if page == "nsr":
+        assert f"on Countdown in steps {on_countdown}" in words
+    else:
+        assert f"in steps {at_sea} at sea, {on_countdown} on Countdown" in words
+
+
+def test_a_mean_says_of_how_many_seeds_it_is(monkeypatch):
+    logged = {"guide/failed": np.array([[0.5, 0.2, 0.0], [0.5, 0.0, 0.0]]),
+              "guide/reward": np.array([[0.5, 0.25, 0.0], [0.7, 0.0, 0.0]])}
+    monkeypatch.setattr(pages, "method", lambda *of: SimpleNamespace(logged=logged.__getitem__))
+    assert pages.along("sea", "guide", "guide/failed") == "0.50 / 0.10 / 0.00"
+    assert pages.along("sea", "guide", "guide/reward") == "0.60 / 0.25 (1 of 2) / -"
