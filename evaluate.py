@@ -176,7 +176,7 @@ def start_line(prompts: list[data.Prompt], counts: dict, held_out: HeldOut) -> s
         said.append("none held out, so pass@k is not measured: name some with --eval-data")
     own = not any(name in data.tasks.TASKS for name in names_of(held_out.args.data))
     if own and held_out.args.model == data.EMBEDDED_MODEL:
-        said.append("without --model the one of Countdown stands in")
+        said.append(f"without --model the one of Countdown stands in (--template {held_out.args.template})")
     return "; ".join(said)
 
 
@@ -307,6 +307,8 @@ def check_args(args: Args) -> None:
     if args.compare is not None and len(args.compare) < 2:
         raise UserError("--compare takes two result files or more, or folders of runs: the base's first")
     if not args.compare and not (args.model and args.out):
+        if args.model:
+            raise UserError("--out is missing: the result file to write")
         raise UserError("give --model and --out to evaluate, or --compare BASE TRAINED")
     if args.plot and not (args.compare or args.hint_effect):
         raise UserError("--plot draws a comparison: give it with --compare BASE TRAINED, or --hint-effect")

@@ -114,8 +114,9 @@ def parts(result: dict) -> dict[str, list[int]]:
 
 def check_pair(base: dict, other: dict) -> None:
     if [row["id"] for row in base["problems"]] != [row["id"] for row in other["problems"]]:
-        raise UserError("the two results are of different problems: evaluate both with the same --data, "
-                        "--split and --limit")
+        raise UserError(f"the two results are of different problems ({len(base['problems'])} and "
+                        f"{len(other['problems'])}): evaluate both with the same --data, --split and "
+                        "--limit, train both with the same --eval-problems")
 
 
 def decompose(base: dict, trained: dict, k: int = SPLIT_K) -> dict:

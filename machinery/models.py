@@ -53,6 +53,8 @@ def load_config(path: str, use: str = "trained"):
                 said = "it is a checkpoint: evaluate.py --model RUN --step N samples from it"
             elif path.count("/") > 1 and not Path(path).exists():
                 said = "there is no such folder"
+                if Path(path).parent.name == "assets":
+                    said += "; give --model, or copy assets/, which has the embedded ones, beside the scripts"
             elif isinstance(error, ValueError):
                 raise
             raise UserError(f"--model {path} is neither a folder with a model nor a hub id to be had: {said}"

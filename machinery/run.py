@@ -65,6 +65,8 @@ class TaskArgs:
         tasks = named or [TASKS["countdown"]]  # whose model also stands in on other data
         needed = max(task.max_response for task in tasks) if named or not self.model else 1024
         self.max_response = self.max_response or needed
+        if not self.model and not named and self.template == "auto":
+            self.template = tasks[0].template  # the only one that the stand-in knows
         self.model = self.model or tasks[0].model
 
 

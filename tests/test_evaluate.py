@@ -445,7 +445,8 @@ BOTH = {"compare": ("{tmp}/good.json", "{tmp}/good.json"), "model": "", "out": "
     ({"top_k": -1}, "--top-k -1: it has to be 0 or more"),
     ({"max_tokens": -1}, "--max-tokens -1: it has to be 0 or more"),
     ({"workers": 0}, "--workers 0: it has to be 1 or more"),
-    ({"out": ""}, "give --model and --out to evaluate, or --compare BASE TRAINED"),
+    ({"out": ""}, "--out is missing: the result file to write"),
+    ({"model": "", "out": ""}, "give --model and --out to evaluate, or --compare BASE TRAINED"),
     ({"out": "{tmp}"}, "cannot be written: it is a folder"),
     ({"out": "{tmp}/file/r.json"}, "cannot be written: "),
     ({"plot": "p.png"}, "--plot draws a comparison: give it with --compare"),
@@ -503,7 +504,7 @@ def test_a_report_says_how_often_the_verifier_failed(errors, timeouts, said, tmp
      "2 problems, 1 with a hint; 5 hints too long and left out; 3 held-out problems of aime.csv"),
     ((0, 0), {"data": "own.jsonl"},
      "2 problems, 1 with a hint; none held out, so pass@k is not measured: name some with --eval-data; "
-     "without --model the one of Countdown stands in"),
+     "without --model the one of Countdown stands in (--template countdown)"),
 ])
 def test_a_run_begins_with_what_it_has(counts, args, said):
     args = grpo.Args(**args)

@@ -140,6 +140,9 @@ def test_defaults_and_folder_of_several(tmp_path, monkeypatch):
     args = grpo.Args(data="mine.jsonl,sea,sea:v3")
     assert args.model.endswith("assets/sea") and args.max_response == 24
     assert grpo.Args(data="countdown,sea").max_response == 24
+    assert grpo.Args(data="own.jsonl").template == "countdown"  # the stand-in's own
+    assert grpo.Args(data="own.jsonl", model="m").template == "auto"
+    assert grpo.Args(data="own.jsonl", template="plain").template == "plain"
     write(tmp_path)
     args = grpo.Args(model="org/model", data="math.jsonl,org/set", seed=3)
     name = Run.name(SimpleNamespace(args=args, script="grpo"))
