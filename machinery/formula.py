@@ -344,6 +344,8 @@ def equal(a, g) -> bool:
     """Whether two expressions are equal at all `points`; at three of them at least both must be defined."""
     if a.free_symbols != g.free_symbols:
         return False
+    if a == g and a.free_symbols:  # written alike by sympy: floors are slow to compute
+        return True
     agreed = 0
     try:
         for point in points(a, g):
