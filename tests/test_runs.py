@@ -618,13 +618,12 @@ def test_a_pipe_that_breaks_elsewhere_is_said():
 def test_what_the_readme_says_to_copy_is_enough(tmp_path):
     """grpo.py with the shared modules in an empty folder, started from another one."""
     copied, elsewhere = tmp_path / "copied", tmp_path / "elsewhere"
-    copied.mkdir()
     elsewhere.mkdir()
     lines = Path("README.md").read_text().splitlines()
-    (files,) = [line for line in lines if line.startswith("cp grpo.py ")]
+    (files,) = [line for line in lines if line.startswith("mkdir my_project && cp grpo.py ")]
     (folder,) = [line for line in lines if line.startswith("cp -r machinery ")]
     for line in (files, folder):
-        subprocess.run(line.replace("my_project/", f"{copied}/"), shell=True, check=True)
+        subprocess.run(line.replace("my_project", str(copied)), shell=True, check=True)
     model = Path("assets/countdown").resolve()
     args = {**SMALL, "steps": 1, "model": model, "template": "countdown"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
