@@ -106,7 +106,7 @@ def speed_table(task: str, names: list[str], rates: list[float]) -> str:
 
 
 def logged_table(task: str, names: list[str], keys: dict[str, str]) -> str:
-    """Logged quantities at the first, the middle and the last evaluated step, mean over the seeds."""
+    """Logged quantities of some methods, `pages.along` their runs."""
     rows = []
     for name in names:
         if exists(task, name):
@@ -187,7 +187,7 @@ def draw_smollm2(path: Path) -> None:
 
 
 def benchmark_table() -> str:
-    """What tests/benchmark.py found, by the two commands in docs/performance.md."""
+    """What tests/benchmark.py found, by the commands in docs/performance.md."""
     results = benchmark.read_runs(STUDY / "benchmark.jsonl")
     return table(benchmark.HEADER, [benchmark.row(results, *key) for key in results])
 
