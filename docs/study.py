@@ -260,9 +260,9 @@ def main(args: Args) -> None:
         study, jobs = Study(HOME / args.out), plan(set(args.only.split(",")) - {""})
         pool = ThreadPoolExecutor(args.jobs)
         try:
-            # What its runs begin with comes first.
-            for task in dict.fromkeys(job[0] for job in jobs):
-                study.make(task, "base", plan({f"{task}/base"})[0][2], PIECES[0])
+            # What a task's runs begin with comes first.
+            first = [plan({f"{task}/base"})[0] for task in dict.fromkeys(job[0] for job in jobs)]
+            list(pool.map(study.make, *zip(*first)))
             waiting = [pool.submit(study.make, *job) for job in jobs]
             failed = [made.exception() for made in waiting if made.exception()]
         finally:
