@@ -30,11 +30,12 @@ NAMES = {
     "gamma-0.1": "gamma .1 in all steps", "hints-wrong": "hints that lie",
     "hints-empty": "hints that say nothing", "threshold-0.25": "threshold .25",
     "threshold-0.25-control": "threshold .25, no-hint control",
-    "threshold-0.25-replace": "threshold .25, replace",
+    "threshold-0.25-replace": "threshold .25, replace", "grpo-44": "GRPO, 44 prompts",
     "lambda-0.03": "lambda .03", "lambda-0.3": "lambda .3", "lambda-1": "lambda 1",
 }
 for _name in ("grpo", "psr", "nsr", "w-reinforce"):
     NAMES |= {f"{_name}-3e-5": f"{NAMES[_name]}, 3e-5", f"{_name}-4x": f"{NAMES[_name]}, 4 updates"}
+    NAMES[f"{_name}-60"] = f"{NAMES[_name]}, 60 steps"
 # Shapes: S seeds, P problems, R bootstrap resamples.
 
 

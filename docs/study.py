@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -65,13 +66,18 @@ CORE = {
 FAMILY = {name: CORE[name] for name in ("psr", "nsr", "w-reinforce")}
 LAMBDAS = {f"lambda-{lam}": f"nsr.py --lam {lam} --mini-batches 1 --lr 1e-4" for lam in (0.03, 0.3, 1)}
 # As many samples as the control draws in all, spent on more prompts.
-MORE_PROMPTS = {"grpo-more": "grpo.py --prompts 42"}
+SEA_MORE, COUNTDOWN_MORE = {"grpo-more": "grpo.py --prompts 42"}, {"grpo-44": "grpo.py --prompts 44"}
 NO_BONUS = {"nsr-no-bonus": "nsr.py --reinforce nsr --mini-batches 1 --lr 1e-4 --entropy-coef 0"}
 SLOW = {  # the search for settings in which NSR is level with GRPO: a third of the learning rate
     "grpo-3e-5": "grpo.py --lr 3e-5",
     "psr-3e-5": "nsr.py --reinforce psr --mini-batches 1 --lr 3e-5",
     "nsr-3e-5": "nsr.py --reinforce nsr --mini-batches 1 --lr 3e-5",
     "w-reinforce-3e-5": "nsr.py --mini-batches 1 --lr 3e-5",
+}
+FEWER = {  # the search goes on: less than half of the steps
+    "grpo-60": "grpo.py --steps 60",
+    "nsr-60": "nsr.py --reinforce nsr --mini-batches 1 --lr 1e-4 --steps 60",
+    "w-reinforce-60": "nsr.py --mini-batches 1 --lr 1e-4 --steps 60",
 }
 UPDATES = {  # the authors' number of updates a rollout batch, at our learning rate for it
     "grpo-4x": "grpo.py --mini-batches 4 --lr 3e-5",
@@ -95,15 +101,19 @@ HINTS = {
 }
 MAIN = [("sea", CORE), ("countdown", CORE), ("sea-v1", {**GROUPED, **FAMILY}), ("sea-v3", GROUPED)]
 TWO_RATIOS = {name: RATIOS[name] for name in ("ratio-none", "ratio-naive")}
-MORE = [("sea", {**RATIOS, **HINTS, **MORE_PROMPTS}), ("sea-v1", {**LAMBDAS, **SLOW, **MORE_PROMPTS}),
-        ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS, **NO_BONUS})]
+THREE_SLOW = {name: SLOW[name] for name in ("grpo-3e-5", "nsr-3e-5", "w-reinforce-3e-5")}
+MORE = [("sea", {**RATIOS, **HINTS, **SEA_MORE}), ("sea-v1", THREE_SLOW),
+        ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS})]
 KEY = [("sea", GROUPED), ("countdown", {"grpo": "grpo.py", **FAMILY})]
-# Of the ablations those on which a sentence stands.
+# Those on which a sentence stands. Of Countdown's PPO with guidance, its `replace` and v1's PSR: one seed.
+WITHOUT = {name: words for name, words in CORE.items() if name not in ("replace", "guide-ppo", "control-ppo")}
+V1 = {**GROUPED, "nsr": CORE["nsr"], "w-reinforce": CORE["w-reinforce"]}
 TWO_SLOW = {name: SLOW[name] for name in ("grpo-3e-5", "nsr-3e-5")}
-DECIDING = [("sea", {**TWO_RATIOS, **HINTS}), ("countdown", TWO_SLOW)]
-# In this order: five seeds of KEY, three of the other main methods and of DECIDING, one of the rest.
-PLAN = [(MAIN, 0), (KEY, 1), (KEY, 2), (MORE, 0), (KEY, 3), (KEY, 4), (DECIDING, 1), (MAIN, 1),
-        (DECIDING, 2), (MAIN, 2)]
+DECIDING = [("countdown", {**TWO_SLOW, **NO_BONUS, **COUNTDOWN_MORE}), ("sea", {**TWO_RATIOS, **HINTS}),
+            ("sea-v1", {**V1, **FEWER}), ("sea", CORE), ("sea-v3", GROUPED), ("countdown", WITHOUT)]
+# In this order: five seeds of KEY, three of DECIDING, one of the rest.
+PLAN = [(MAIN, 0), (KEY, 1), (KEY, 2), (MORE, 0), (KEY, 3), (KEY, 4), (DECIDING, 0), (DECIDING, 1),
+        (DECIDING, 2)]
 
 
 # ---- the data of two ablations -----------------------------------------------------------------------------
@@ -134,6 +144,8 @@ def command_of(task: str, method: str, options: str) -> str:
     if method in ("base", "hinted"):
         return f"{options} --model assets/{task.partition('-')[0]} {EVALUATED[task]}"
     pool = POOLS[task]
+    if "--steps" in options:
+        pool = re.sub(r"--steps \d+ ", "", pool)
     if "--data" in options:  # own hints
         pool = pool.replace("--data", "--model assets/sea --max-response 24 --template plain --eval-data")
     return f"{options} {pool} --eval-every 20 --save-every 0"
@@ -241,7 +253,8 @@ def plan(wanted: set[str]) -> list[tuple[str, str, str, int]]:
     for task in POOLS:
         pieces = PIECES if task in ("sea", "countdown") else PIECES[:1]
         jobs += [(task, "base", sampled, piece) for piece in pieces]
-        jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
+        if len(pieces) > 1:
+            jobs.append((task, "hinted", f"{sampled} --hinted", 2000))
     for of_tasks, seed in PLAN:
         for task, methods in of_tasks:
             jobs += [(task, method, options, seed) for method, options in methods.items()]
