@@ -82,7 +82,8 @@ class Policy(torch.nn.Module):
         gpu = ids_NL.device.type == "cuda"
         # No cache: autocast would keep one bfloat16 copy of the head and add up its gradients in bfloat16.
         with torch.autocast(ids_NL.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
-            return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature,
+            chunk = 2**28 if gpu else 2**26  # large ones: 6 % of an update of 1.5B on an H200
+            return token_logprobs(self.backbone, ids_NL, prompt_N, response_N, temperature, chunk,
                                   entropy_grad=entropy_grad)
 
 
@@ -127,7 +128,8 @@ def logprobs(policy, rows: list["Row"], contexts: list[list[int]], temperature, 
         for micro in micro_batches(lengths, tokens):
             ids = pad([contexts[i] for i in micro], [rows[i].response for i in micro], device)
             logp_NT, _, _ = policy(*ids, temperature)
-            found += [(i, logp_T[: len(rows[i].response)]) for i, logp_T in zip(micro, logp_NT.cpu())]
+            for i, logp_T in zip(micro, logp_NT.cpu()):
+                found.append((i, logp_T[: len(rows[i].response)].clone()))  # a view would send all of logp_NT
     of_row = dict(gather(found))
     return [of_row[i] for i in range(len(rows))]
 

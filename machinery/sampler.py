@@ -19,6 +19,8 @@ from machinery.draws import draw, sampling_logprobs
 from machinery.models import load_config, load_model, load_tokenizer, refused
 from machinery.ranks import pick_device, rank, world
 
+MOST_LOGITS = 2**28  # of a forward pass of the transformers sampler: 1 GiB, and drawing takes some copies
+
 
 @dataclass
 class Sample:
@@ -78,9 +80,9 @@ class Sampler:
         `use`: what for, "trained" or "sampled from", see machinery/models.py.
 
         transformers: `cache_tokens` bounds rows x tokens of the key-value cache, so how many responses are
-        sampled at once. vllm: `gpu_memory` is its share of the whole GPU, 0.4 leaves room for a trainer;
-        `tensor_parallel` processes of torchrun share one engine; `sleep_level` is what `sleep` does on a GPU:
-        0 nothing, 1 moves the weights to the host and drops the cache, 2 drops both.
+        sampled at once; MOST_LOGITS does so too. vllm: `gpu_memory` is its share of the whole GPU, 0.4 leaves
+        room for a trainer; `tensor_parallel` processes of torchrun share one engine; `sleep_level` is what
+        `sleep` does on a GPU: 0 nothing, 1 moves the weights to the host and drops the cache, 2 drops both.
         """
         self.device = torch.device(pick_device(device))
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -305,7 +307,7 @@ class TransformersSampler(Sampler):
         return samples
 
     def _batches(self, prompts, n: int, max_tokens: int):
-        """[(prompt, how many samples)] of similar prompt lengths, each batch within the cache's budget."""
+        """[(prompt, how many samples)] of similar prompt lengths, within the budgets of cache and logits."""
         batch, rows = [], 0
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True):
             left = n
@@ -316,7 +318,7 @@ class TransformersSampler(Sampler):
                 unequal = (
                     batch and self.device.type == "cpu" and len(prompts[i]) < 0.9 * len(prompts[batch[0][0]])
                 )
-                room = max(1, self.cache_tokens // width) - rows
+                room = max(1, min(self.cache_tokens // width, MOST_LOGITS // self.n_embeddings)) - rows
                 if room <= 0 or unequal:
                     yield batch
                     batch, rows = [], 0
@@ -352,7 +354,7 @@ class TransformersSampler(Sampler):
         alive = torch.arange(len(owner), device=self.device)  # rows of the result that are still growing
         tokens = torch.zeros(len(owner), max_tokens, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(len(owner), max_tokens, device=self.device)
-        n_tokens = torch.full((len(owner),), max_tokens, device=self.device)
+        n_tokens = torch.zeros(len(owner), dtype=torch.long, device=self.device)
         finished = torch.zeros(len(owner), dtype=torch.bool, device=self.device)
         for t in range(max_tokens):
             logp = sampling_logprobs(logits.float(), temperature, top_p, top_k)
@@ -360,12 +362,12 @@ class TransformersSampler(Sampler):
             tokens[alive, t] = token[:, 0]
             logprobs[alive, t] = logp.gather(1, token)[:, 0]
             ended = torch.isin(token[:, 0], stop)
-            finished[alive[ended]] = True
-            n_tokens[alive[ended]] = t + 1
-            if t == max_tokens - 1 or ended.all():
+            finished[alive] = ended
+            n_tokens[alive] = t + 1
+            going = (~ended).nonzero()[:, 0]  # the one line of a token that waits for a GPU
+            if t == max_tokens - 1 or not len(going):
                 break
-            if ended.any():
-                going = (~ended).nonzero()[:, 0]
+            if len(going) < len(alive):
                 kv.reorder_cache(going)
                 alive, token, mask, position = alive[going], token[going], mask[going], position[going]
             position = position + 1

@@ -13,7 +13,7 @@ and nsr.py. It gets an environment in runs/ that sees this one's packages: torch
     step        from its begin to the next one's; `rest` is advantages, metrics, the log, the sampler's new
                 weights; `neither` model nor sampler are verify and rest
     rows        that have a gradient. Ours leaves out those of advantage 0, TRL computes them too; with --coin
-                nearly all have one, and both sides do the same work
+                ("embedded, coin") nearly all have one, and both sides do the same work
     memory      the most that the process held until its last step ended, and its verifiers, added up
     start       from the start of the process to its first step
     bare        forward and backward pass of the same number of tokens without padding; sampling's forward
@@ -21,12 +21,16 @@ and nsr.py. It gets an environment in runs/ that sees this one's packages: torch
 
 Below the table the ratios that we want to hold, GOALS, and whether they do. Times are medians over the steps
 of all runs; JSON of every run is written to --out. On a machine that does anything else they mean nothing.
+--busy has a process beside them that loops on one core: grpo.py's ratio of busy to idle needs both in --out.
 --tiny does the same at sizes for a test, without TRL unless --trl-python is given.
 """
 
+import os
+
+ENVIRONMENT = dict(os.environ)  # of every side: `machinery` sets how threads wait, for our scripts alone
+
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,6 +38,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -52,7 +57,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from machinery.command import UserError, run_command
 
 TRL_VERSION = "1.16.0"
-COIN = "tests.benchmark_side:coin"
+COIN, BUSY = "tests.benchmark_side:coin", ", busy"
 PROGRAMS = ("grpo", "trl", "guide_grpo", "ppo", "nsr", "bare")  # the order in which they take turns
 PHASES = ("rollout", "verify", "logprobs", "update", "rest")
 
@@ -68,6 +73,7 @@ class Case:
     prompts: int  # a step
     n: int  # samples a prompt
     max_response: int  # tokens
+    usual_response: int  # tokens, by which TRL's rows are packed
     verifier: str = ""  # the built-in ones
     lr: float = 1e-6  # the model stays what it is: every step has the same work
     micro_tokens: int = 16384  # padded tokens of a forward pass, at most
@@ -90,6 +96,7 @@ GOALS = (
     Goal("rollout", "rollout of grpo.py / bare passes, a token", 1.4),
     Goal("neither", "neither model nor sampler / step of grpo.py", 0.04),
     Goal("start", "start of grpo.py, s", 6.0),
+    Goal("busy", "step of grpo.py beside a busy process / idle", 2.5),
 )
 
 
@@ -107,21 +114,21 @@ def random_case(folder: Path, hidden: int, layers: int, vocabulary: int, respons
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(model)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "assets/countdown" / file, model)
-    return Case("random", str(model), "countdown", "countdown", 2, 8, response, COIN)
+    return Case("random", str(model), "countdown", "countdown", 2, 8, response, response, COIN)
 
 
 def cases_of(names: list[str], folder: Path, smollm2: str, tiny: bool) -> list[Case]:
     found = []
     for name in names:
         if name == "embedded":
-            case = Case(name, "assets/countdown", "countdown", "countdown", 32, 8, 48)
+            case = Case(name, "assets/countdown", "countdown", "countdown", 32, 8, 48, 13)
         elif name == "random":
             case = random_case(folder, 320, 8, 32_000, 256)
             if tiny:
                 case = random_case(folder, 64, 1, 512, 8)
         else:
             train, _ = write_problems(folder, train=800, test=128)
-            case = Case(name, str(Path(smollm2).resolve()), str(train), "plain", 8, 4, 46)
+            case = Case(name, str(Path(smollm2).resolve()), str(train), "plain", 8, 4, 46, 46)
         found.append(replace(case, prompts=2, n=4) if tiny else case)
     return found
 
@@ -132,8 +139,9 @@ def grown(case: Case) -> list[Case]:
     for factor in (2, 4):
         found.append(replace(case, name=f"{case.name}, {factor}x rollouts", prompts=factor * case.prompts))
         if case.name == "random":
-            found.append(replace(case, name=f"{case.name}, {factor}x lengths",
-                                 max_response=factor * case.max_response))
+            longer = factor * case.max_response
+            found.append(replace(case, name=f"{case.name}, {factor}x lengths", max_response=longer,
+                                 usual_response=longer))
     return found
 
 
@@ -154,12 +162,25 @@ def make_trl(folder: Path) -> str:
     return str(python)
 
 
+@contextmanager
+def busy(wanted: bool):
+    """Inside, if `wanted`, another process loops on one core."""
+    if not wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
 def start(python: str, side: str, task: Path, log: Path) -> None:
     """Runs a side to its end. Raises UserError, with what it said last, if it fails."""
     command = [python, "tests/benchmark_side.py", side, str(task)]
     with open(log, "w") as out:
         done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
-                              env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                              env={**ENVIRONMENT, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         said = "".join(log.read_text().splitlines(keepends=True)[-20:])
         raise UserError(f"{' '.join(command)} ended with {done.returncode}: {said}")
@@ -198,11 +219,12 @@ def take_turns(case: Case, programs: list[str], args, trl_python: str, folder: P
     for _ in range(args.repeats):
         for program in programs:
             python = trl_python if program == "trl" else sys.executable
+            load = os.getloadavg()[0]  # of a minute; right after another run it is of that one too
             left = run(case, program, args.warmup + args.steps, python, folder)
             found = measured(left, args.warmup)
             runs[program].append(found)
             named = asdict(case) | {"model": Path(case.model).name, "data": Path(case.data).name}
-            about = {"case": named, "program": program, "warmup": args.warmup}
+            about = {"case": named, "program": program, "warmup": args.warmup, "load": load}
             out.write(json.dumps({**about, **found, "versions": left["versions"]}) + "\n")
             print(f"{case.name}, {program}: {np.median(found['step']):.3f} s a step", file=sys.stderr)
     return {program: medians(runs[program]) for program in programs}
@@ -274,6 +296,9 @@ def ratios(results: dict, case: str) -> dict[str, float]:
     if ours and bare:
         for phase, tokens in (("update", "trained/s"), ("rollout", "sampled/s")):
             found[phase] = bare[tokens] / max(ours[tokens], 1e-9)
+    idle = results.get((case.removesuffix(BUSY), "grpo"))
+    if ours and idle and case.endswith(BUSY):
+        found["busy"] = ours["step"] / idle["step"]
     return found
 
 
@@ -281,7 +306,7 @@ def goals(results: dict) -> Iterator[list[str]]:
     """Lines of a second table, as cells: what should hold, what is."""
     for goal, case in product(GOALS, dict.fromkeys(case for case, _ in results)):
         value = ratios(results, case).get(goal.key)
-        if value is None or goal.case not in ("", case):
+        if value is None or goal.case not in ("", case) or case.endswith(BUSY) != (goal.key == "busy"):
             continue
         holds = "yes" if (value >= goal.limit if goal.at_least else value <= goal.limit) else "no"
         if results[case, "grpo"]["runs"] == 1:
@@ -304,6 +329,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="2 and 4 times the rollouts and lengths too, "
                         "of grpo.py, TRL and the bare passes")
     parser.add_argument("--coin", action="store_true", help="verdicts by a coin: every row has a gradient")
+    parser.add_argument("--busy", action="store_true", help="a process loops on one core all the time")
     parser.add_argument("--trl-python", default="", help=f"of an environment with TRL {TRL_VERSION} and "
                         "requirements.txt; without it runs/trl is made")
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a test")
@@ -322,16 +348,19 @@ def main() -> None:
         if args.growth:
             cases = [each for case in cases for each in (case, *grown(case))]
         if args.coin:
-            cases = [replace(case, verifier=COIN) for case in cases]
+            cases = [replace(case, name=f"{case.name}, coin", verifier=COIN) for case in cases]
         show(HEADER)
         show(["---"] * len(HEADER))
         results = {}
-        for case in cases:
-            own = [name for name in programs if case.name in names or name in ("grpo", "trl", "bare")]
-            found = take_turns(case, own, args, trl_python, Path(folder), out)
-            results |= {(case.name, program): found[program] for program in own}
-            for program in own:
-                show(row(results, case.name, program))
+        with busy(args.busy):
+            for case in cases:
+                grows = case.name.removesuffix(", coin") not in names
+                own = [name for name in programs if not grows or name in ("grpo", "trl", "bare")]
+                case = replace(case, name=f"{case.name}{BUSY}") if args.busy else case
+                found = take_turns(case, own, args, trl_python, Path(folder), out)
+                results |= {(case.name, program): found[program] for program in own}
+                for program in own:
+                    show(row(results, case.name, program))
     print()
     show(GOALS_HEADER)
     show(["---"] * len(GOALS_HEADER))

@@ -114,7 +114,10 @@ def ours(task: dict, notes: Notes) -> None:
 # ---- TRL ---------------------------------------------------------------------------------------------------
 
 def trl_rows_at_once(case: dict, longest: int) -> int:
-    """Rows of a forward pass of TRL: as many of --micro-tokens as divide the step's into equal parts."""
+    """Rows of a forward pass of TRL: as many of --micro-tokens as divide the step's into equal parts.
+
+    Ours are packed by their true lengths: for TRL, which takes a number of rows, by the usual response's.
+    """
     rows = case["prompts"] * case["n"]
     fit = max(1, case["micro_tokens"] // longest)
     return next(at_once for at_once in range(min(rows, fit), 0, -1) if rows % at_once == 0)
@@ -147,7 +150,7 @@ def trl(task: dict, notes: Notes) -> None:
     rows = []
     for i in (i for drawn in steps for i in drawn):
         rows.append({"prompt": data.prompt_text(problems[i], template, tokenizer), "number": i})
-    longest = max(len(tokenizer(row["prompt"]).input_ids) for row in rows) + case["max_response"]
+    longest = max(len(tokenizer(row["prompt"]).input_ids) for row in rows) + case["usual_response"]
     verifier = Verifier(custom=case["verifier"] or None)
 
     def reward(completions, number, **_):

@@ -1,6 +1,7 @@
 """tests/benchmark.py: what its figures are made of, by hand, and the whole of it at a tiny size."""
 
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -52,6 +53,8 @@ def test_ratios_and_goals_by_hand():
     results["embedded", "grpo"] = {**ours, "runs": 1}
     assert next(goals(results))[-1] == "no, in one run"
     assert ratios({("random", "nsr"): ours}, "random") == {}  # without grpo.py there is nothing to hold
+    results["embedded, busy", "grpo"] = {**ours, "step": 2.4}
+    assert ratios(results, "embedded, busy")["busy"] == pytest.approx(2.4)
     of_ours, of_theirs = row(results, "embedded", "grpo"), row(results, "embedded", "trl")
     assert len(of_ours) == len(of_theirs) == len(HEADER)
     assert of_ours[:5] == ["embedded", "grpo.py", "1.000", "1.000 to 1.000", "2.50x"]
@@ -70,7 +73,7 @@ def test_memory_is_the_most_of_a_process_and_of_those_it_has_started():
 
 
 def test_trl_takes_equal_parts_of_a_step():
-    case = asdict(Case("", "", "", "", prompts=16, n=8, max_response=0, micro_tokens=16384))
+    case = asdict(Case("", "", "", "", prompts=16, n=8, max_response=0, usual_response=0))
     assert trl_rows_at_once(case, longest=300) == 32  # 54 would fit, 32 is a part of 128
     assert trl_rows_at_once(case, longest=100) == 128
     assert trl_rows_at_once(case, longest=20_000) == 1
@@ -135,15 +138,39 @@ def test_growth_is_of_grpo_beside_trl_and_the_bare_passes(tmp_path, monkeypatch,
     benchmark.main()
     turns = [(name, program) for name, *_, program, _ in asked]
     grown = [name for name in dict.fromkeys(name for name, _ in turns) if "x " in name]
-    assert grown == ["embedded, 2x rollouts", "embedded, 4x rollouts", "random, 2x rollouts",
-                     "random, 2x lengths", "random, 4x rollouts", "random, 4x lengths"]
-    assert turns[:6] == [("embedded", name) for name in ("grpo", "trl", "nsr")] * 2  # they take turns
+    assert grown == ["embedded, 2x rollouts, coin", "embedded, 4x rollouts, coin",
+                     "random, 2x rollouts, coin", "random, 2x lengths, coin",
+                     "random, 4x rollouts, coin", "random, 4x lengths, coin"]
+    assert turns[:6] == [("embedded, coin", name) for name in ("grpo", "trl", "nsr")] * 2  # they take turns
     assert [name for case, name in turns if case == grown[0]] == ["grpo", "trl"] * 2
     sizes = {name: (prompts, response) for name, prompts, response, *_ in asked}
-    assert sizes["random"] == (2, 8) and sizes[grown[3]] == (2, 16) and sizes[grown[4]] == (8, 8)
+    assert sizes["random, coin"] == (2, 8) and sizes[grown[3]] == (2, 16) and sizes[grown[4]] == (8, 8)
     assert {verifier for *_, verifier, _, _ in asked} == {benchmark.COIN}
     assert {python for *_, program, python in asked if program == "trl"} == {"there"}
     assert capsys.readouterr().out.count("| 1.00x |") == 2 * 2 + 6  # of grpo.py and nsr.py, of grpo.py
+
+
+@pytest.mark.slow
+def test_every_side_starts_with_the_users_environment():
+    code = ("import os\nfrom tests import benchmark\nprint(os.environ.get('GOMP_SPINCOUNT'), "
+            "benchmark.ENVIRONMENT.get('GOMP_SPINCOUNT'))")
+    threads = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in threads}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.check_output(command, cwd=benchmark.ROOT, env=environment, text=True)
+    assert printed.split() == ["3000", "None"]  # `machinery` has set it, and not for TRL
+
+
+def test_a_busy_process_is_there_inside_and_gone_after():
+    def children():
+        return [child for thread in Path("/proc/self/task").iterdir()
+                for child in (thread / "children").read_text().split()]
+
+    before = children()
+    with benchmark.busy(True):
+        assert len(children()) == len(before) + 1
+    with benchmark.busy(False):
+        assert children() == before
 
 
 def test_the_coin_is_the_same_for_the_same_text():

@@ -80,6 +80,19 @@ def test_small_cache_splits_groups_and_keeps_the_order(prompts):
     assert [[s.ids for s in g] for g in groups] == [[s.ids for s in g] for g in whole]
 
 
+def test_logits_of_all_rows_stay_within_their_limit(prompts, sampler, monkeypatch):
+    limit, rows = 5 * sampler.n_embeddings, []
+    monkeypatch.setattr("machinery.sampler.MOST_LOGITS", limit)
+
+    def note(module, args, out):
+        rows.append(out.logits[:, -1].numel())
+
+    hook = sampler.model.register_forward_hook(note)
+    groups = sampler.generate(prompts, 7, 1.0, 4, seed=0)
+    hook.remove()
+    assert [len(group) for group in groups] == [7] * 6 and max(rows) == limit
+
+
 def test_draws_are_of_the_distribution():
     """Every frequency is within 4.5 standard errors, and what has no probability is never drawn."""
     p_V = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.2, 0.05, 0.0])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import grpo
 import guide_grpo
 from grpo import aggregate, group_advantages, kl_k3, pad, policy_loss, stack, token_logprobs
 from machinery.ranks import micro_batches
@@ -117,6 +118,16 @@ def test_stack_pads_with_the_policy_itself():
     logp_NT = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]], requires_grad=True)
     out = stack([None, torch.tensor([-5.0])], logp_NT)
     assert out.tolist() == [[-1.0, -2.0], [-5.0, 0.0]] and not out.requires_grad
+
+
+def test_gathered_log_probs_carry_no_padding():
+    """A view would send the whole [N, T] of its micro-batch to the other ranks, once a row."""
+    rows = []
+    for prompt, response in zip(PROMPTS, RESPONSES):
+        rows.append(grpo.Row(None, prompt, prompt, response, [], True, False, None))
+    policy = grpo.Policy("assets/countdown")
+    for logp_T, response in zip(grpo.logprobs(policy, rows, PROMPTS, 1.0, 1000, "cpu"), RESPONSES):
+        assert logp_T.untyped_storage().nbytes() == 4 * len(response)
 
 
 def gradients(model, script, loss_agg, budget):
