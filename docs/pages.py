@@ -7,7 +7,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claims import Claim
-from seeds import NAMES, Method, difference, exists, mean_band, method, problems
+from seeds import NAMES, Method, difference, exists, method, problems, share_band
 
 from machinery.compare import cell, table
 
@@ -39,7 +39,7 @@ def summary_table(head: str, names: list[str], columns: dict[str, Place]) -> str
             known, cells = [method(task, name) for name in names if exists(task, name)], {}
             heads.append(with_seeds(label, known))
             for of in known:
-                cells[of.name] = cell(mean_band(of.values(k)[:, problems(task, kind)], of.name))
+                cells[of.name] = cell(share_band(of.values(k)[:, problems(task, kind)], of.name))
         for name, row in zip(names, rows):
             row.append(cells.get(name, "-"))
     return table(heads, rows)
@@ -106,7 +106,7 @@ SAMPLED = ["rollout/reward", "rollout/entropy", "train/rows"]
 GUIDANCE = ["guide/failed", "guide/reward", "guide/share", "guide/ratio", "guide/low_ratio", "guide/gamma"]
 OF_BOTH = {"at sea": ("sea", "grpo"), "Countdown": ("countdown", "grpo")}
 WITH_CRITIC = ["base", "grpo", "ppo", "control-ppo", "guide-ppo"]
-OF_GUIDE = {"at sea": ("sea", "guide"), "replace": ("sea", "replace"),
+OF_GUIDE = {"at sea": ("sea", "guide"), "replace": ("sea", "replace"), "control": ("sea", "control"),
             "hints that lie": ("sea", "hints-wrong"), "sea:v3": ("sea-v3", "guide"),
             "Countdown": ("countdown", "guide")}
 FAMILY = {NAMES[name]: ("countdown", name) for name in ("grpo", "psr", "nsr", "w-reinforce")}
@@ -118,7 +118,7 @@ GRPO = [
     Claim("at a third of the learning rate it does", "countdown", "grpo-3e-5", "base", 256, "not worse"),
     Claim("four updates at 3e-5 learn more than one at 3e-5", "countdown", "grpo-4x", "grpo-3e-5", 1),
     Claim("four updates at 3e-5 learn more than one at 1e-4", "countdown", "grpo-4x", "grpo", 1),
-    Claim("42 prompts are as good as the control", "sea", "grpo-more", "control", 1, "not worse"),
+    Claim("44 prompts keep as much as the control", "countdown", "grpo-44", "control", 256, "not worse"),
 ]
 GUIDE = [
     Claim("`replace`, the authors' grouping, gains over GRPO", "sea", "replace", "grpo", 1),
@@ -126,7 +126,8 @@ GUIDE = [
     Claim("hints gain over as many plain samples", "sea-v3", "guide", "control", 1),
     Claim("hints gain over as many plain samples", "countdown", "guide", "control", 1),
     Claim("hints keep as much at large k", "countdown", "guide", "control", 256, "not worse"),
-    Claim("second samples alone keep the tail", "countdown", "control", "grpo", 256),
+    Claim("second samples alone keep more of the tail", "countdown", "control", "grpo", 256),
+    Claim("also at as many samples", "countdown", "control", "grpo-44", 256),
     Claim("hints raise pass@1 above GRPO's", "countdown", "guide", "grpo", 1),
     Claim("the exact ratio, `sequence`, gains over GRPO", "sea", "ratio-sequence", "grpo", 1),
     Claim("`none` gains over no correction, `naive`", "sea", "ratio-none", "ratio-naive", 1),
@@ -146,6 +147,7 @@ NSR = [
     Claim("NSR matches GRPO at pass@1", "countdown", "nsr", "grpo", 1, "not worse"),
     Claim("W-REINFORCE matches GRPO at pass@1", "countdown", "w-reinforce", "grpo", 1, "not worse"),
     Claim("a smaller step closes NSR's gap", "countdown", "nsr-3e-5", "grpo-3e-5", 1, "not worse"),
+    Claim("there it keeps more at large k than GRPO", "countdown", "nsr-3e-5", "grpo-3e-5", 256),
     Claim("NSR keeps the base's pass@k at large k", "countdown", "nsr", "base", 256, "not worse"),
     Claim("NSR keeps the base's pass@k at large k", "sea", "nsr", "base", 64, "not worse"),
     Claim("so does W-REINFORCE", "countdown", "w-reinforce", "base", 256, "not worse"),
@@ -154,7 +156,8 @@ NSR = [
     Claim("NSR: one update at 1e-4 learns more than one at 3e-5", "countdown", "nsr", "nsr-3e-5", 1),
     Claim("NSR: it keeps as much as one at 3e-5", "countdown", "nsr", "nsr-3e-5", 256, "not worse"),
     Claim("right rows at .1 add to NSR's pass@1", "countdown", "w-reinforce", "nsr", 1),
-    Claim("the entropy bonus is what keeps NSR's tail", "countdown", "nsr", "nsr-no-bonus", 256),
+    Claim("the entropy bonus keeps some of NSR's tail", "countdown", "nsr", "nsr-no-bonus", 256),
+    Claim("without it NSR keeps more than GRPO", "countdown", "nsr-no-bonus", "grpo", 256),
 ]
 BLOCKS = {
     "readme guide": lambda: summary_table("held-out pass@1", ["base", "grpo", "control", "guide"], GUIDED),

@@ -113,6 +113,12 @@ def mean_band(values_SP: np.ndarray, name: str) -> tuple[float, float, float]:
     return float(values_SP.mean()), *np.quantile(draws(values_SP, name), [0.025, 0.975])
 
 
+def share_band(values_SP: np.ndarray, name: str) -> tuple[float, float, float]:
+    """`mean_band` of what lies in [0, 1], which widened seeds may leave."""
+    mean, *ends = mean_band(values_SP, name)
+    return mean, *np.clip(ends, 0.0, 1.0)
+
+
 def difference(a: Method, b: Method, k: int, kind: str = "") -> tuple[float, float, float]:
     """pass@k of a minus that of b, with its band."""
     keep = problems(a.task, kind)

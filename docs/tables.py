@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu
 import pages
 from claims import claim_table, search_table
-from seeds import HOME, STUDY, difference, exists, mean_band, method, problems, split
+from seeds import HOME, STUDY, difference, exists, method, problems, share_band, split
 
 from machinery.compare import cell, table
 from tests import benchmark
@@ -41,7 +41,7 @@ def pass_table(task: str, names: list[str], kinds=("",)) -> str:
             of = method(task, name)
             row = [of.title, "" if name in ("base", "hinted") else str(len(of.counts[1]))]
             for kind in kinds:
-                row += [cell(mean_band(of.values(k)[:, problems(task, kind)], name)) for k in ks_of(task)]
+                row += [cell(share_band(of.values(k)[:, problems(task, kind)], name)) for k in ks_of(task)]
             rows.append(row)
     return table(head, rows)
 
@@ -66,7 +66,7 @@ def split_table(task: str, names: list[str], k: int = 16) -> str:
         if exists(task, name):
             parts = split(task, name, k)
             title = "base against itself" if name == "base" else method(task, name).title
-            rows.append([title, *(cell(mean_band(values_SP, name)) for values_SP in parts.values())])
+            rows.append([title, *(cell(share_band(values_SP, name)) for values_SP in parts.values())])
     return table(["", *split(task, "base", k)], rows)
 
 
@@ -134,7 +134,7 @@ def draw_pass_at_k(task: str, names: list[str], path: Path) -> None:
     ks = [2**i for i in range(9) if 2**i <= n]
     for name in names:
         of = method(task, name)
-        mean, low, high = zip(*(mean_band(of.values(k), name) for k in ks))
+        mean, low, high = zip(*(share_band(of.values(k), name) for k in ks))
         color = "0.5" if name == "base" else None
         (line,) = axis.plot(ks, mean, label=of.title, marker="o", markersize=3, color=color)
         axis.fill_between(ks, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
@@ -201,9 +201,11 @@ def goals_table() -> str:
 
 AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
           "psr", "nsr", "w-reinforce"]
+ON_COUNTDOWN = [*AT_SEA[:2], "grpo-44", *AT_SEA[3:]]
 GROUPED = ["base", "grpo", "grpo-more", "control", "guide"]
 FAMILY = ["base", "grpo", "psr", "nsr", "w-reinforce"]
 SLOW = ["base", "grpo-3e-5", "psr-3e-5", "nsr-3e-5", "w-reinforce-3e-5"]
+FEWER = ["base", "grpo-60", "nsr-60", "w-reinforce-60"]
 UPDATES = ["base", "grpo-4x", "psr-4x", "nsr-4x", "w-reinforce-4x"]
 LAMBDAS = ["nsr", "lambda-0.03", "w-reinforce", "lambda-0.3", "lambda-1", "psr"]
 ABLATIONS = ["guide", "ratio-none", "ratio-sequence", "ratio-clip", "ratio-naive", "gamma-0.1", "hints-wrong",
@@ -226,21 +228,21 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "sea hard": lambda: pass_table("sea", ["hinted", *AT_SEA], ("sea3",)),
     "sea differences": lambda: difference_table("sea", GUIDE_PAIRS + NSR_PAIRS),
     "sea steps": lambda: speed_table("sea", AT_SEA[1:], [0.6, 0.65, 0.8, 0.9]),
-    "sea logged": lambda: logged_table("sea", ["guide", "replace"], LOGGED),
+    "sea logged": lambda: logged_table("sea", ["guide", "replace", "control"], LOGGED),
     "sea split": lambda: split_table("sea", AT_SEA[1:]),
     "sea gain": lambda: gain_table("sea", AT_SEA[1:]),
     "sea ablations": lambda: pass_table("sea", ABLATIONS, ("", "sea3")),
     "sea ablation differences": lambda: difference_table("sea", ABLATION_PAIRS),
     "sea thresholds": lambda: pass_table("sea", THRESHOLDS, ("", "sea3")),
-    "sea-v1": lambda: pass_table("sea-v1", ["hinted", *GROUPED, *FAMILY[2:]], ("", "sea3")),
+    "sea-v1": lambda: pass_table("sea-v1", [*GROUPED, *FAMILY[2:]], ("", "sea3")),
     "sea-v1 steps": lambda: speed_table("sea-v1", GROUPED[1:] + FAMILY[2:], [0.6, 0.65, 0.8, 0.9]),
-    "sea-v1 lambda": lambda: pass_table("sea-v1", LAMBDAS, ("", "sea3")),
     "sea-v1 slow": lambda: pass_table("sea-v1", SLOW, ("", "sea3")),
-    "sea-v3": lambda: pass_table("sea-v3", ["hinted", *GROUPED], ("", "sea3")),
+    "sea-v1 fewer": lambda: pass_table("sea-v1", FEWER, ("", "sea3")),
+    "sea-v3": lambda: pass_table("sea-v3", GROUPED, ("", "sea3")),
     "sea-v3 steps": lambda: speed_table("sea-v3", GROUPED[1:], [0.6, 0.7, 0.8, 0.9]),
-    "countdown": lambda: pass_table("countdown", ["hinted", *AT_SEA]),
+    "countdown": lambda: pass_table("countdown", ["hinted", *ON_COUNTDOWN]),
     "countdown differences": lambda: difference_table("countdown", GUIDE_PAIRS + NSR_PAIRS),
-    "countdown steps": lambda: speed_table("countdown", AT_SEA[1:], [0.2, 0.25, 0.3, 0.35]),
+    "countdown steps": lambda: speed_table("countdown", ON_COUNTDOWN[1:], [0.2, 0.25, 0.3, 0.35]),
     "countdown split": lambda: split_table("countdown", AT_SEA[1:]),
     "countdown gain": lambda: gain_table("countdown", AT_SEA[1:]),
     "countdown lambda": lambda: pass_table("countdown", LAMBDAS),
