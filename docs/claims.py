@@ -83,7 +83,7 @@ def claims() -> list[Claim]:
             Claim("4: NSR does not lower pass@k at large k", task, "nsr", "base", most, "not worse"),
             Claim("4: NSR matches GRPO at pass@1", task, "nsr", "grpo", 1, "not worse"),
         ]
-        if task != "sea-v1":
+        if task == "sea":
             found.append(Claim("4: NSR matches PPO at pass@1", task, "nsr", "ppo", 1, "not worse"))
         said = "4: W-REINFORCE matches GRPO at pass@1"
         found.append(Claim(said, task, "w-reinforce", "grpo", 1, "not worse"))

@@ -102,15 +102,15 @@ HINTS = {
 MAIN = [("sea", CORE), ("countdown", CORE), ("sea-v1", {**GROUPED, **FAMILY}), ("sea-v3", GROUPED)]
 TWO_RATIOS = {name: RATIOS[name] for name in ("ratio-none", "ratio-naive")}
 THREE_SLOW = {name: SLOW[name] for name in ("grpo-3e-5", "nsr-3e-5", "w-reinforce-3e-5")}
-MORE = [("sea", {**RATIOS, **HINTS, **SEA_MORE}), ("sea-v1", THREE_SLOW),
+MORE = [("sea", {**RATIOS, **HINTS, **SEA_MORE}), ("sea-v1", {**THREE_SLOW, **FEWER}),
         ("countdown", {**LAMBDAS, **SLOW, **UPDATES, **TWO_RATIOS})]
 KEY = [("sea", GROUPED), ("countdown", {"grpo": "grpo.py", **FAMILY})]
-# Those on which a sentence stands. Of Countdown's PPO with guidance, its `replace` and v1's PSR: one seed.
-WITHOUT = {name: words for name, words in CORE.items() if name not in ("replace", "guide-ppo", "control-ppo")}
+# Those on which a sentence stands. PPO and `replace` on Countdown and PSR at v1 have one seed.
 V1 = {**GROUPED, "nsr": CORE["nsr"], "w-reinforce": CORE["w-reinforce"]}
 TWO_SLOW = {name: SLOW[name] for name in ("grpo-3e-5", "nsr-3e-5")}
-DECIDING = [("countdown", {**TWO_SLOW, **NO_BONUS, **COUNTDOWN_MORE}), ("sea", {**TWO_RATIOS, **HINTS}),
-            ("sea-v1", {**V1, **FEWER}), ("sea", CORE), ("sea-v3", GROUPED), ("countdown", WITHOUT)]
+LIES = {"hints-wrong": HINTS["hints-wrong"]}
+DECIDING = [("countdown", {**TWO_SLOW, **NO_BONUS, **COUNTDOWN_MORE, **GROUPED}),
+            ("sea", {**TWO_RATIOS, **LIES, **CORE}), ("sea-v1", V1), ("sea-v3", GROUPED)]
 # In this order: five seeds of KEY, three of DECIDING, one of the rest.
 PLAN = [(MAIN, 0), (KEY, 1), (KEY, 2), (MORE, 0), (KEY, 3), (KEY, 4), (DECIDING, 0), (DECIDING, 1),
         (DECIDING, 2)]
