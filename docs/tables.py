@@ -197,6 +197,31 @@ def goals_table() -> str:
     return table(benchmark.GOALS_HEADER, list(benchmark.goals(results)))
 
 
+def updates_table() -> str:
+    """What tests/gpu_check.py found on one GPU."""
+    rows = []
+    for found in gpu.figures():
+        if "optimizer_bytes" not in found:
+            continue
+        rows.append([found["model"], found["weights"], "yes" if found["checkpointing"] else "no"])
+        rows[-1][2] += ", compiled" if found.get("compiled") else ""
+        rows[-1] += [str(found["tokens"]), f"2^{found['chunk'].bit_length() - 1}"]
+        rows[-1] += [f"{found['seconds']:.3f}", f"{found['tokens_per_s']:,.0f}"]
+        rows[-1] += [f"{found[key]:.1%}" for key in ("of_matmul", "of_data_sheet")]
+        rows[-1] += [f"{found[key] / 2**30:.1f}" for key in ("peak_bytes", "other_bytes")]
+    head = ["model", "weights", "checkpointing", "tokens", "logits a chunk", "seconds", "tokens/s", "MFU",
+            "of the data sheet", "peak, GiB", "activations and logits at least"]
+    return table(head, rows)
+
+
+def rollouts_table() -> str:
+    rows = []
+    for of in gpu.rollouts():
+        rows.append([of["model"], of["engine"], str(of["rows"]), f"{of['tokens_per_s']:,.0f}",
+                     f"{of['pass']:.0f}"])
+    return table(["model", "sampler", "rows at once", "tokens/s", "ms a forward pass"], rows)
+
+
 # ---- the pages ---------------------------------------------------------------------------------------------
 
 AT_SEA = ["base", "grpo", "grpo-more", "control", "guide", "replace", "ppo", "control-ppo", "guide-ppo",
@@ -253,9 +278,10 @@ BLOCKS = {  # of a page, between <!-- NAME --> and <!-- end -->
     "countdown ratios": lambda: pass_table("countdown", ["guide", "ratio-none", "ratio-naive", "control"]),
     "benchmark": benchmark_table,
     "benchmark goals": goals_table,
-    "gpu updates": gpu.updates_table,
-    "gpu rollouts": gpu.rollouts_table,
+    "gpu updates": updates_table,
+    "gpu rollouts": rollouts_table,
     "gpu arithmetic": gpu.times_table,
+    "gpu checks": gpu.checks_table,
     "commands": lambda: "\n".join(f"{TITLES[task]}:\n\n{command_list(task)}\n" for task in TITLES).strip(),
 }
 PAGES = ["README.md", "docs/results.md", "docs/performance.md"]
