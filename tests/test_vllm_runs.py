@@ -56,7 +56,7 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
 def test_the_gpu_check_samples_with_vllm(tmp_path):
     args = f"--tiny --only sampling sleep --out {tmp_path}/out.jsonl"
     command = [sys.executable, "tests/gpu_check.py", *args.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     *speeds, close, updated, woken = [row for row in found if row.get("engine") == "vllm"]
