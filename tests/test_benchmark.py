@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -16,6 +17,7 @@ from grpo import token_logprobs
 from tests import benchmark, started
 from tests.benchmark import HEADER, Case, goals, measured, medians, ratios, row
 from tests.benchmark_side import bare_pass, bare_rollout, coin, peak_memory, trl_rows_at_once
+from tests.real_model import write_problems
 
 MODEL = "assets/countdown"
 
@@ -100,28 +102,49 @@ def test_the_bare_rollout_passes_each_prompt_once_and_each_token_but_the_last_on
     assert shapes == [(2, 6), (3, 1), (3, 1), (1, 1)]
 
 
-@pytest.mark.slow
-def test_it_runs_at_a_tiny_size(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """What `python tests/benchmark.py --tiny options` prints and writes, without its processes' imports."""
     def start(python, side, task, log):
         process = started.start("tests/benchmark_side.py", side, task, out=log, err=f"{log}.err")
         process.join()
         assert process.exitcode == 0, Path(f"{log}.err").read_text()
 
+    def main(*options):
+        out = tmp_path / "runs.jsonl"
+        options += ("--warmup", "0", "--repeats", "1", "--out", str(out))
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--tiny", *options])
+        benchmark.main()
+        return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
+
     monkeypatch.setattr(benchmark, "start", start)
-    out = tmp_path / "runs.jsonl"
-    options = "--tiny --cases random --programs grpo ppo trl bare --steps 2 --warmup 0 --repeats 1".split()
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options, "--out", str(out)])
-    benchmark.main()
-    printed = capsys.readouterr().out
+    return main
+
+
+@pytest.mark.slow
+def test_it_runs_at_a_tiny_size(bench):
+    printed, lines = bench(*"--cases random --programs grpo ppo trl bare --steps 2".split())
     for name in ("grpo.py", "ppo.py", "bare"):
         assert f"| random | {name} |" in printed
     assert "| TRL GRPO |" not in printed  # it is skipped: no environment is made
     assert "| update of grpo.py / bare pass, a token | random |" in printed
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["program"] for line in lines] == ["grpo", "ppo", "bare"]
     for line in lines:
         assert min(line["sampled"]) > 0 and min(line["rest"]) >= 0 and line["memory"] > 2**27
         assert len(line["step"]) == 2
+
+
+@pytest.mark.slow
+def test_a_folder_that_real_model_has_made_is_a_case(bench, tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "made")
+    (case,) = benchmark.cases_of(["smollm2"], tmp_path, str(folder), tiny=False)
+    train, _ = write_problems(tmp_path, train=800, test=128)
+    assert case == Case("smollm2", str(folder), str(train), "plain", prompts=8, n=4, max_response=46,
+                        usual_response=46)
+    printed, (line,) = bench("--smollm2", str(folder), *"--cases smollm2 --programs grpo --steps 1".split())
+    assert "| smollm2 | grpo.py |" in printed
+    assert line["case"]["model"] == "made" and line["case"]["data"] == "train.jsonl"
+    assert 2 * 4 <= line["sampled"][0] <= 2 * 4 * 46
 
 
 def test_growth_is_of_grpo_beside_trl_and_the_bare_passes(tmp_path, monkeypatch, capsys):

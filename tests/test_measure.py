@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -337,6 +338,7 @@ def test_the_gpu_check_runs_at_a_tiny_size(capsys, monkeypatch):
     runpy.run_path("tests/gpu_check.py", run_name="__main__")  # python tests/gpu_check.py, libraries loaded
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     for what in ("matrix product", "peak of a step", "rollouts of tiny", "log-probs of tiny", "at sea",
+                 "new weights of tiny for transformers",
                  "update of tiny, float32", "update of tiny, bfloat16",
                  "update of tiny, float32 weights, gradient checkpointing, compiled layers"):
         assert any(line.startswith(f"| {what}") for line in table), what
@@ -363,3 +365,46 @@ def test_a_check_that_fails_costs_no_other_its_figures(tmp_path, monkeypatch, ca
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line.get("found") for line in lines[:2]] == [None, 1]
     assert [line["fits"] for line in lines[2:]] == [False] * 4  # a figure, no failure
+
+
+@pytest.fixture
+def trained_and_sampled():
+    return gpu_check.trainer_and_sampler(gpu_check.TINY, "cpu", "transformers")
+
+
+def test_new_weights_that_do_not_arrive_fail_after_their_row(trained_and_sampled, monkeypatch):
+    monkeypatch.setattr(TransformersSampler, "_load", lambda self, named_tensors: list(named_tensors))
+    figures = gpu_check.new_weights(gpu_check.TINY, "cpu", "transformers", *trained_and_sampled)
+    assert next(figures).values["gap_mean"] > 0.1
+    with pytest.raises(AssertionError, match="it samples from other weights than the trainer"):
+        next(figures)
+
+
+@pytest.mark.parametrize("asleep", [2, 8])
+def test_a_sleep_gives_memory_back_or_fails_after_its_row(asleep, trained_and_sampled, monkeypatch):
+    memory = iter([8 * 2**30, asleep * 2**30, 7 * 2**30])
+    monkeypatch.setattr(gpu_check, "taken", lambda device: next(memory))  # as a GPU would have
+    figures = gpu_check.new_weights(gpu_check.TINY, "cpu", "transformers", *trained_and_sampled, level=1)
+    figure = next(figures)
+    assert figure.measured.endswith(f"GiB of the card taken: 8.0 before, {asleep}.0 asleep, 7.0 after")
+    assert figure.values["slept"] and figure.values["asleep_bytes"] == asleep * 2**30
+    assert figure.values["gap_max"] < 1e-4 and figure.values["old_gap_mean"] > 0.1
+    if asleep == 2:
+        assert list(figures) == []
+    else:
+        with pytest.raises(AssertionError, match="level 1: it holds as much of the card as before"):
+            next(figures)
+
+
+def test_a_process_of_its_own_that_fails_has_sent_its_rows(monkeypatch):
+    def broken(plan, device):
+        yield gpu_check.Figure("before", f"1 on {device}", {"found": plan})
+        raise RuntimeError("no kernel image")
+
+    # A fork knows `broken`, and has what is imported.
+    monkeypatch.setattr(gpu_check.multiprocessing, "get_context", lambda name: get_context("fork"))
+    figures = gpu_check.alone("plan", "cpu", broken)
+    figure = next(figures)
+    assert figure.measured == "1 on cpu" and figure.values["found"] == "plan" and figure.values["torch"]
+    with pytest.raises(RuntimeError, match="its process ended with 1"):
+        next(figures)

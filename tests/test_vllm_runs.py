@@ -1,7 +1,6 @@
 """Whole runs that sample with vLLM: they start processes, so they may run beside tests/test_vllm.py."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -54,16 +53,21 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
 
 @needs_vllm
 @pytest.mark.skipif(DEVICE == "cuda", reason="there gpu_check.py itself samples with vLLM")
-def test_the_gpu_check_samples_with_vllm():
-    code = ("import gpu_check\n"
-            "for figure in gpu_check.sampling(gpu_check.TINY, 'cpu', 'vllm'): print(figure.measured)")
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd="tests", capture_output=True, text=True, timeout=300)
+def test_the_gpu_check_samples_with_vllm(tmp_path):
+    args = f"--tiny --only sampling sleep --out {tmp_path}/out.jsonl"
+    command = [sys.executable, "tests/gpu_check.py", *args.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    *speeds, close = [line for line in done.stdout.splitlines() if "tokens/s" in line or "k3" in line]
-    for speed in speeds:
-        assert float(speed.split()[0]) > 0
-    assert len(speeds) == 2 and float(re.search(r"max (\S+),", close)[1]) < CLOSE
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    *speeds, close, updated, woken = [row for row in found if row.get("engine") == "vllm"]
+    assert len(speeds) == 2 and all(row["tokens_per_s"] > 0 for row in speeds)
+    assert close["gap_max"] < CLOSE and close["vllm"]
+    for row, level in ((updated, 0), (woken, 2)):
+        assert row["sleep_level"] == level and row["seconds"] > 0 and row["bytes"] > 0
+        assert row["gap_max"] < CLOSE < 0.1 < row["old_gap_mean"]
+    assert "slept" not in updated
+    assert woken["slept"] is False and "asleep_bytes" not in woken  # a CPU's does not, and does not say so
+    assert "asleep at level 2 | stayed awake: vLLM ignores sleep on a CPU; " in done.stdout
 
 
 @needs_vllm
