@@ -15,8 +15,11 @@ from machinery.compare import (
     curve,
     decompose,
     differences,
+    hint_table,
     macro_average,
     movement,
+    part_curves,
+    parts,
     pass_at_k,
     read_result,
 )
@@ -139,6 +142,24 @@ def test_an_untrained_model_shows_no_change_and_its_floor():
     assert split["capability_gain"][0] > 0.003
 
 
+def test_a_second_evaluation_is_within_the_band_of_its_change():
+    """500 pairs of evaluations with other numbers of samples: 95 % of the changes, and their spread."""
+    rng, inside, changes, lucks = np.random.default_rng(3), 0, [], []
+    p = rng.beta(0.5, 1, 100)
+    for _ in range(500):
+        c0, c1 = rng.binomial(24, p), rng.binomial(16, p)
+        base = result(c0.tolist(), 24)
+        mean, low, high = against_itself(base, 24, again=16)["change"]
+        assert mean == 0 and low == -high
+        changes.append(c1.mean() / 16 - c0.mean() / 24)
+        lucks.append(high)
+        inside += low < changes[-1] < high
+    assert decompose(base, result(c1.tolist(), 16))["itself"]["change"] == (mean, low, high)
+    assert 465 <= inside <= 485  # 475 expected, with a deviation of 4.9
+    assert np.mean(lucks) == pytest.approx(1.96 * np.std(changes), rel=0.1)  # which is known to 3 %
+    assert against_itself(result([1, 3], 4), 2, again=[4, 4]) == against_itself(result([1, 3], 4), 2)
+
+
 def test_movement_counts_problems():
     assert movement(result([0, 0, 1, 4, 4]), result([0, 3, 4, 4, 2])) == [[1, 1, 0], [0, 0, 1], [0, 1, 1]]
 
@@ -163,6 +184,9 @@ def test_the_tables_show_the_numbers():
     split = decompose(base, one)
     assert gain.startswith(f"{split['capability_gain'][0]:.3f} [")
     assert floor.startswith(f"{split['itself']['capability_gain'][0]:.3f} [")
+    luck = 1.96 / 4 * math.sqrt((1 * 31 + 4 * 28) / (32 * 31) * 2 / 32)  # of problems 2 and 3
+    ((*_, change_floor),) = rows_of(said, "change of pass@1")
+    assert change_floor == f"+0.000 [-{luck:.3f}, +{luck:.3f}]" == "+0.000 [-0.047, +0.047]"
     assert rows_of(said, "never right") == [["never right", "1", "1", "0"], ["never right", "2", "0", "0"]]
     assert len(rows_of(said, "k = ")) == 6 and rows_of(said, "k = 32")[0][-1] == "not known"
     short = comparison({"base": base, "trained": one})
@@ -183,6 +207,29 @@ def test_data_sets_and_domains_are_shown_apart():
         assert rows_of(said, "b ") == [["b", "1", "1.000", "1.000", "+0.000 [+0.000, +0.000]"]]
         ((*macro, change),) = rows_of(said, "macro average")
         assert macro == ["macro average", "", "0.500", "0.750"] and change.startswith("+0.250 [")
+
+
+def test_a_table_for_data_sets_and_one_for_domains_that_are_in_several():
+    def mixed(counts):
+        made = result(counts)
+        for row, data, domain in zip(made["problems"], "aabbb", ["math", "code", "code", "math", "math"]):
+            row |= {"data": data, "domain": domain}
+        return made
+
+    base, trained = mixed([0, 1, 2, 3, 4]), mixed([4, 1, 2, 3, 4])
+    domains = {"code": [1, 2], "math": [0, 3, 4]}
+    assert parts(base) == {"data": {"a": [0, 1], "b": [2, 3, 4]}, "domain": domains}
+    compared = comparison({"base": base, "trained": trained})
+    for said, column in ((compared, 3), (hint_table(base, trained), 3), (part_curves(trained), 2)):
+        shown = {label: rows_of(said, f"{label} ") for label in ("a", "b", "code", "math")}
+        assert {label: float(row[column]) for label, (row,) in shown.items()} == pytest.approx(
+            {"a": 0.625, "b": 0.75, "code": 0.375, "math": 0.917})
+        both = [row[column] for row in rows_of(said, "macro average")]
+        assert both == ["0.688", "0.646"], said
+        assert "by data " in said and "by domain " in said and "by kind" not in said
+    for row, domain in zip(base["problems"], ["math", "math", "code", "code", "code"]):
+        row["domain"] = domain
+    assert list(parts(base)) == ["data"]  # domains divide no otherwise
 
 
 def test_the_band_of_the_macro_average_is_that_of_its_parts():
