@@ -73,7 +73,7 @@ class Update:
 
     tokens: int  # of the micro-batch
     checkpointing: bool = True  # gradient checkpointing
-    chunk: int = 2**26  # logits at a time; 2**26 is the scripts'
+    chunk: int = 2**28  # logits at a time; 2**28 is the scripts' on a GPU
     compiled: bool = False  # layers by torch.compile, for this shape; they stay so: last ones of a model
 
 
@@ -96,11 +96,11 @@ class Plan:
 FULL = Plan(
     updates=[
         ("1.5B", torch.float32, [
-            Update(16384), Update(16384, chunk=2**24), Update(16384, chunk=2**28), Update(4096),
+            Update(16384), Update(16384, chunk=2**24), Update(16384, chunk=2**26), Update(4096),
             Update(32768), Update(4096, False), Update(8192, False), Update(16384, False),
         ]),
         ("7B", torch.bfloat16, [
-            Update(4096), Update(16384), Update(16384, chunk=2**28), Update(2048, False), Update(8192, False),
+            Update(4096), Update(16384), Update(16384, chunk=2**26), Update(2048, False), Update(8192, False),
         ]),
         ("1.5B", torch.float32, [Update(16384, compiled=True), Update(16384, False, compiled=True)]),
     ],
