@@ -88,7 +88,7 @@ def rollouts() -> list[dict]:
 
 
 def updates() -> list[dict]:
-    """Updates the scripts' way, but with chunks of 2^26 logits, as they had then: checkpointing, not compiled."""
+    """Updates as the scripts were then: gradient checkpointing, chunks of 2^26 logits, nothing compiled."""
     return [found for found in figures()
             if found.get("checkpointing") and not found.get("compiled") and found["chunk"] == 2**26]
 
