@@ -141,7 +141,8 @@ def decompose(base: dict, trained: dict, k: int = SPLIT_K) -> dict:
     (n0, c0), (n1, c1) = counts(base), counts(trained)
     k = min(k, int(n0.min()))
     values = parts_of_change(c0 / n0, c1 / n1, 1 - pass_at_k(n0, c0, k))
-    return {"k": k, **dict(zip(values, bands(list(values.values())))), "itself": against_itself(base, k)}
+    shown = dict(zip(values, bands(list(values.values()))))
+    return {"k": k, **shown, "itself": against_itself(base, k, again=n1)}
 
 
 def parts_of_change(before, after, none) -> dict[str, np.ndarray]:
@@ -155,23 +156,29 @@ def parts_of_change(before, after, none) -> dict[str, np.ndarray]:
     }
 
 
-def against_itself(base: dict, k: int) -> dict:
+def against_itself(base: dict, k: int, again=None) -> dict:
     """The floor: `decompose` of a model against another evaluation of itself, which is not zero.
 
     Who answers right one time in ten is wrong before and right after by luck. No second evaluation is needed:
     of the n samples at hand, C(n-c, k) / C(n, k) * c / (n-k) is the chance that k are wrong and the next one
     is right, which estimates (1 - p)^k p without bias; so does c (n-c) / (n (n-1)) with (1 - p) p. That takes
     more than k samples of every problem, and more than one: what has too few is not known, and left out.
+
+    The change is 0 in expectation. Its band is that of the luck of both evaluations, with variance (1 - p) p
+    (1 / n + 1 / n') for a problem, where the second one has n' samples: `again`, of each problem or of all;
+    as many as the first by default.
     """
     n, c = counts(base)
-    values = {}
+    values, change = {}, {}
     if n.min() > 1:
         progress = c * (n - c) / (n * (n - 1))
-        values = {"change": 0 * progress, "progress": progress, "regression": progress}
+        luck = 1.96 * math.sqrt((progress * (1 / n + 1 / (n if again is None else again))).sum()) / len(n)
+        change = {"change": (0.0, -luck, luck)}
+        values = {"progress": progress, "regression": progress}
     if n.min() > k:
         gain = (1 - pass_at_k(n, c, k)) * c / (n - k)
         values |= {"self_distillation": progress - gain, "capability_gain": gain}
-    return dict(zip(values, bands(list(values.values()))))
+    return {**change, **dict(zip(values, bands(list(values.values()))))}
 
 
 STATES = ("never", "sometimes", "always")
@@ -300,7 +307,9 @@ SPLIT_ROWS = {"progress": "progress: wrong before, right after", "self_distillat
 def split_table(results: dict[str, dict]) -> str:
     (first, base), *others = results.items()
     splits = [decompose(base, result) for _, result in others]
-    k, itself = splits[0]["k"], splits[0]["itself"]
+    k = splits[0]["k"]
+    fewest = min((counts(result)[0] for _, result in others), key=np.min)  # of several: the widest band
+    itself = against_itself(base, k, fewest)
     changes = [cell(split["change"], "+") for split in splits]
     rows = [["change of pass@1", *changes, cell(itself.get("change"), "+")]]
     for part, words in SPLIT_ROWS.items():

@@ -139,6 +139,24 @@ def test_an_untrained_model_shows_no_change_and_its_floor():
     assert split["capability_gain"][0] > 0.003
 
 
+def test_a_second_evaluation_is_within_the_band_of_its_change():
+    """500 pairs of evaluations with other numbers of samples: 95 % of the changes, and their spread."""
+    rng, inside, changes, lucks = np.random.default_rng(3), 0, [], []
+    p = rng.beta(0.5, 1, 100)
+    for _ in range(500):
+        c0, c1 = rng.binomial(24, p), rng.binomial(16, p)
+        base = result(c0.tolist(), 24)
+        mean, low, high = against_itself(base, 24, again=16)["change"]
+        assert mean == 0 and low == -high
+        changes.append(c1.mean() / 16 - c0.mean() / 24)
+        lucks.append(high)
+        inside += low < changes[-1] < high
+    assert decompose(base, result(c1.tolist(), 16))["itself"]["change"] == (mean, low, high)
+    assert 465 <= inside <= 485  # 475 expected, with a deviation of 4.9
+    assert np.mean(lucks) == pytest.approx(1.96 * np.std(changes), rel=0.1)  # which is known to 3 %
+    assert against_itself(result([1, 3], 4), 2, again=4) == against_itself(result([1, 3], 4), 2)
+
+
 def test_movement_counts_problems():
     assert movement(result([0, 0, 1, 4, 4]), result([0, 3, 4, 4, 2])) == [[1, 1, 0], [0, 0, 1], [0, 1, 1]]
 
@@ -163,6 +181,9 @@ def test_the_tables_show_the_numbers():
     split = decompose(base, one)
     assert gain.startswith(f"{split['capability_gain'][0]:.3f} [")
     assert floor.startswith(f"{split['itself']['capability_gain'][0]:.3f} [")
+    luck = 1.96 / 4 * math.sqrt((1 * 31 + 4 * 28) / (32 * 31) * 2 / 32)  # of problems 2 and 3
+    ((*_, change_floor),) = rows_of(said, "change of pass@1")
+    assert change_floor == f"+0.000 [-{luck:.3f}, +{luck:.3f}]" == "+0.000 [-0.047, +0.047]"
     assert rows_of(said, "never right") == [["never right", "1", "1", "0"], ["never right", "2", "0", "0"]]
     assert len(rows_of(said, "k = ")) == 6 and rows_of(said, "k = 32")[0][-1] == "not known"
     short = comparison({"base": base, "trained": one})
