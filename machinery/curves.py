@@ -14,7 +14,8 @@ PANELS = {  # a metric's title, and what its axis counts
     "rollout/reward": ("reward, training problems", "share of right samples"),
     "eval/pass@1": ("held-out pass@1", "pass@1"),
     "eval/pass@8": ("held-out pass@8", "pass@8"),
-    "rollout/entropy": ("entropy of the policy", "nats a token"),
+    "eval/entropy": ("held-out entropy", "nats a token"),
+    "rollout/entropy": ("entropy, training problems", "nats a token"),
     "rollout/response_tokens": ("response length", "tokens"),
     "guide/share": ("guided share", "of the rows with a gradient"),
     "engine/k3": ("gap of sampler and trainer", "k3, nats a token"),
@@ -41,6 +42,8 @@ def series(metrics: list[dict], results: dict[str, dict]) -> dict[str, list]:
             if k <= 8:  # as in the lines
                 rate = round(float(pass_at_k(*counts(result), k).mean()), 4)
                 found.setdefault(f"eval/pass@{k}", []).append([ends[name], rate])
+        if finite(result.get("entropy")) is not None:  # there is none at temperature 0
+            found.setdefault("eval/entropy", []).append([ends[name], result["entropy"]])
     for points in found.values():
         points.sort()
     return found

@@ -44,23 +44,28 @@ def write_run(folder, metrics, **results):
 def test_curves_begin_at_the_base_and_end_at_the_trained_model():
     metrics = lines(25)
     metrics[2]["rollout/entropy"] = math.nan
-    found = series(metrics, {"base": result([0, 2], 16), "trained": result([4, 16], 16)})
+    metrics[10]["eval/entropy"] = 0.3
+    base = result([0, 2], 16) | {"entropy": 0.4}
+    found = series(metrics, {"base": base, "trained": result([4, 16], 16) | {"entropy": 0.0}})
     assert found["rollout/reward"][0] == [0, 0.01] and found["rollout/reward"][-1] == [24, 0.25]
     assert found["eval/pass@1"] == [[0, 0.0625], [10, 0.011], [20, 0.021], [25, 0.625]]
     eight = (1 - math.comb(14, 8) / math.comb(16, 8)) / 2  # of the problem with 2 right ones
     assert found["eval/pass@8"][0] == [0, pytest.approx(eight, abs=1e-4)] and len(found["eval/pass@8"]) == 4
     assert "eval/pass@16" not in found and "step" not in found
+    assert found["eval/entropy"] == [[0, 0.4], [10, 0.3], [25, 0.0]]
     assert [x for x, _ in found["rollout/entropy"]][:3] == [0, 1, 3]
     alone = series([], {"base": result([1])})  # no step yet
     assert alone["eval/pass@1"] == [[0, 0.25]] and "eval/pass@8" not in alone
+    greedy = series([], {"base": result([1]) | {"entropy": None}})
+    assert "eval/entropy" not in alone and "eval/entropy" not in greedy
 
 
 def test_a_panel_is_there_where_a_run_has_something_to_show():
     plain = series(lines(5), {})
-    guided = series(lines(5, **{"guide/share": 0.0}), {"base": result([1, 3], 8)})
+    guided = series(lines(5, **{"guide/share": 0.0}), {"base": result([1, 3], 8) | {"entropy": 0.4}})
     assert list(panels({"a": plain})) == ["rollout/reward", "rollout/entropy", "rollout/response_tokens"]
     found = panels({"a": plain, "b": guided})
-    assert list(found) == ["rollout/reward", "eval/pass@1", "eval/pass@8", "rollout/entropy",
+    assert list(found) == ["rollout/reward", "eval/pass@1", "eval/pass@8", "eval/entropy", "rollout/entropy",
                            "rollout/response_tokens", "guide/share"]
     assert list(found["guide/share"]) == ["b"] and list(found["rollout/reward"]) == ["a", "b"]
     apart = series(lines(5, **{"engine/k3": 0.001}), {})
