@@ -99,15 +99,19 @@ def curve(result: dict) -> list[tuple[int, float, float, float]]:
     return [(k, *values) for k, values in zip(ks, found)]
 
 
-def parts(result: dict) -> dict[str, list[int]]:
-    """The rows of each data set; of each kind or domain where it is one; empty where those are one too."""
+def parts(result: dict) -> dict[str, dict[str, list[int]]]:
+    """{"data": {data set: its rows}, "kind": .., "domain": ..}: of these what divides the rows, each division
+    once: where each data set is a domain of its own, the domains divide them no otherwise.
+    """
+    divisions, taken = {}, []
     for key in ("data", "kind", "domain"):
         found: dict[str, list[int]] = {}
         for i, row in enumerate(result["problems"]):
             found.setdefault(row.get(key, "other"), []).append(i)
-        if len(found) > 1:
-            return found if key == "data" else dict(sorted(found.items()))
-    return {}
+        if len(found) > 1 and [*found.values()] not in taken:
+            taken.append([*found.values()])
+            divisions[key] = found if key == "data" else dict(sorted(found.items()))
+    return divisions
 
 
 # ---- two results -------------------------------------------------------------------------------------------
@@ -255,8 +259,8 @@ def comparison(results: dict[str, dict], full: bool = False) -> str:
         for name, result in others:
             moved = [[f"{a} right", *map(str, row)] for a, row in zip(STATES, movement(base, result))]
             blocks.append(table([f"problems: {first} \\ {name}", *(f"{b} right" for b in STATES)], moved))
-    if parts(base):
-        blocks.append(part_table(results))
+    for key, rows_of in parts(base).items():
+        blocks.append(part_table(results, key, rows_of))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -295,9 +299,10 @@ def hint_table(plain: dict, hinted: dict) -> str:
     added = bands([pass_at_k(*counts(hinted), k) - pass_at_k(*counts(plain), k) for k in ks])
     for without, with_hint, gain in zip(curve(plain), curve(hinted), added):
         rows.append([f"pass@{without[0]}", cell(without[1:]), cell(with_hint[1:]), cell(gain, "+")])
-    found = table(["mean [95 % band]", "plain", "hinted", "hinted - plain, paired"], rows)
-    of_parts = part_table({"plain": plain, "hinted": hinted}) if parts(plain) else ""
-    return f"{found}\n\n{of_parts}".strip()
+    blocks = [table(["mean [95 % band]", "plain", "hinted", "hinted - plain, paired"], rows)]
+    for key, rows_of in parts(plain).items():
+        blocks.append(part_table({"plain": plain, "hinted": hinted}, key, rows_of))
+    return "\n\n".join(blocks)
 
 
 SPLIT_ROWS = {"progress": "progress: wrong before, right after", "self_distillation": "- self-distillation",
@@ -332,32 +337,34 @@ def gain_table(results: dict[str, dict]) -> str:
     return table(head, rows)
 
 
-def part_table(results: dict[str, dict]) -> str:
-    """pass@1 of each data set, kind or domain, its change, and the mean over them, each counted once."""
-    (_, base), *others = results.items()
-    found, rates = parts(base), []
+def part_table(results: dict[str, dict], key: str, rows_of: dict[str, list[int]]) -> str:
+    """pass@1 of each part, `key` of parts(), its change, and the mean over them, each counted once."""
+    (_, *others), rates = results, []
     for result in results.values():
         n, c = counts(result)
         rates.append(c / n)
     changes = [rate - rates[0] for rate in rates[1:]]
     rows = []
-    for label, numbers in found.items():
+    for label, numbers in rows_of.items():
         means = [f"{rate[numbers].mean():.3f}" for rate in rates]
         moved = [cell(bands([change[numbers]])[0], "+") for change in changes]
         rows.append([label, str(len(numbers)), *means, *moved])
-    means = [f"{macro_average(rate, found)[0]:.3f}" for rate in rates]
-    moved = [cell(macro_average(change, found), "+") for change in changes]
+    means = [f"{macro_average(rate, rows_of)[0]:.3f}" for rate in rates]
+    moved = [cell(macro_average(change, rows_of), "+") for change in changes]
     rows.append(["macro average", "", *means, *moved])
-    return table(["pass@1", "problems", *results, *(f"change: {name}" for name, _ in others)], rows)
+    return table([f"pass@1 by {key}", "problems", *results, *(f"change: {name}" for name in others)], rows)
 
 
 def part_curves(result: dict) -> str:
-    """pass@k of each data set, kind or domain of one result, and the mean over them, each counted once."""
+    """pass@k of one result by data set, kind and domain, with the mean over them, each counted once."""
     n, c = counts(result)
-    ks, rows, means_XK = ks_of(result), [], []
-    for label, numbers in parts(result).items():
-        means = [float(pass_at_k(n[numbers], c[numbers], k).mean()) for k in ks]
-        means_XK.append(means)
-        rows.append([label, str(len(numbers)), *(f"{mean:.3f}" for mean in means)])
-    rows.append(["macro average", "", *(f"{mean:.3f}" for mean in np.mean(means_XK, 0))])
-    return table(["", "problems", *(f"pass@{k}" for k in ks)], rows)
+    ks, blocks = ks_of(result), []
+    for key, rows_of in parts(result).items():
+        rows, means_XK = [], []
+        for label, numbers in rows_of.items():
+            means = [float(pass_at_k(n[numbers], c[numbers], k).mean()) for k in ks]
+            means_XK.append(means)
+            rows.append([label, str(len(numbers)), *(f"{mean:.3f}" for mean in means)])
+        rows.append(["macro average", "", *(f"{mean:.3f}" for mean in np.mean(means_XK, 0))])
+        blocks.append(table([f"by {key}", "problems", *(f"pass@{k}" for k in ks)], rows))
+    return "\n\n".join(blocks)

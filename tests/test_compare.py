@@ -15,8 +15,11 @@ from machinery.compare import (
     curve,
     decompose,
     differences,
+    hint_table,
     macro_average,
     movement,
+    part_curves,
+    parts,
     pass_at_k,
     read_result,
 )
@@ -204,6 +207,29 @@ def test_data_sets_and_domains_are_shown_apart():
         assert rows_of(said, "b ") == [["b", "1", "1.000", "1.000", "+0.000 [+0.000, +0.000]"]]
         ((*macro, change),) = rows_of(said, "macro average")
         assert macro == ["macro average", "", "0.500", "0.750"] and change.startswith("+0.250 [")
+
+
+def test_a_table_for_data_sets_and_one_for_domains_that_are_in_several():
+    def mixed(counts):
+        made = result(counts)
+        for row, data, domain in zip(made["problems"], "aabbb", ["math", "code", "code", "math", "math"]):
+            row |= {"data": data, "domain": domain}
+        return made
+
+    base, trained = mixed([0, 1, 2, 3, 4]), mixed([4, 1, 2, 3, 4])
+    domains = {"code": [1, 2], "math": [0, 3, 4]}
+    assert parts(base) == {"data": {"a": [0, 1], "b": [2, 3, 4]}, "domain": domains}
+    compared = comparison({"base": base, "trained": trained})
+    for said, column in ((compared, 3), (hint_table(base, trained), 3), (part_curves(trained), 2)):
+        shown = {label: rows_of(said, f"{label} ") for label in ("a", "b", "code", "math")}
+        assert {label: float(row[column]) for label, (row,) in shown.items()} == pytest.approx(
+            {"a": 0.625, "b": 0.75, "code": 0.375, "math": 0.917})
+        both = [row[column] for row in rows_of(said, "macro average")]
+        assert both == ["0.688", "0.646"], said
+        assert "by data " in said and "by domain " in said and "by kind" not in said
+    for row, domain in zip(base["problems"], ["math", "math", "code", "code", "code"]):
+        row["domain"] = domain
+    assert list(parts(base)) == ["data"]  # domains divide no otherwise
 
 
 def test_the_band_of_the_macro_average_is_that_of_its_parts():

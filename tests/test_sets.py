@@ -53,7 +53,7 @@ def test_three_domains_are_trained_on_and_shown_apart(mixed):
     assert [m["step"] for m in steps] == [1, 2] and "eval/pass@1" in steps[1]
     assert [m["guide/failed"] for m in steps] == [0.5, 0.5]  # of the 8 problems that there are 4 have hints
     trained = read_result(run / "eval_trained.json")
-    assert {label: len(rows) for label, rows in parts(trained).items()} == {"math": 3, "choice": 3, "code": 1}
+    assert parts(trained) == {"data": {"math": [0, 1, 2], "choice": [3, 4, 5], "code": [6]}}
     assert [row["domain"] for row in trained["problems"]] == ["math"] * 3 + ["choice"] * 3 + ["code"]
     assert [row["id"] for row in trained["problems"]][4:] == ["choice: 1", "choice: 2", "code: 0"]
     said = evaluate.report(run)
