@@ -157,11 +157,7 @@ def test_a_second_evaluation_is_within_the_band_of_its_change():
     assert decompose(base, result(c1.tolist(), 16))["itself"]["change"] == (mean, low, high)
     assert 465 <= inside <= 485  # 475 expected, with a deviation of 4.9
     assert np.mean(lucks) == pytest.approx(1.96 * np.std(changes), rel=0.1)  # which is known to 3 %
-<<<<<<< HEAD
-    assert against_itself(result([1, 3], 4), 2, again=[4, 4]) == against_itself(result([1, 3], 4), 2)
-=======
     assert against_itself(result([1, 3], 4), 2, again=4) == against_itself(result([1, 3], 4), 2)
->>>>>>> papersfix
 
 
 def test_movement_counts_problems():
