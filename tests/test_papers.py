@@ -3,23 +3,65 @@
 import ast
 import re
 import shlex
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import tyro
+from torch.distributed.run import get_args_parser
 
 from data import Problem, prompt_text
 from machinery.run import check_ranges
 
 
-def commands(page: Path) -> list[str]:
+def lines_of(page: Path) -> list[str]:
+    """Of its bash blocks, without indentation and comments."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0] for line in lines if re.match(r"python \w+\.py", line)]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines]
 
 
-PAPERS = commands(Path("docs/papers.md"))
+def commands(page: Path) -> list[str]:
+    """The scripts' command lines; of a loop, those of every round."""
+    found, rounds = [], [("", "")]
+    for line in lines_of(page):
+        loop = re.fullmatch(r"for (\w+) in (.+); do", line)
+        if loop:
+            rounds = [(f"${loop[1]}", value) for value in loop[2].split()]
+        elif line == "done":
+            rounds = [("", "")]
+        elif re.match(r"python \w+\.py|torchrun ", line):
+            found += [line.replace(name, value) for name, value in rounds]
+    return found
+
+
+def spread(braces: re.Match) -> str:
+    """a{1,2}.json is a1.json a2.json"""
+    return " ".join(f"{braces[1]}{part}{braces[3]}" for part in braces[2].split(","))
+
+
+def words_of(command: str) -> list[str]:
+    """The script and its options, as bash and torchrun hand them on."""
+    first, *words = shlex.split(re.sub(r"(\S*)\{([^{}]+,[^{}]+)\}(\S*)", spread, command))
+    if first == "torchrun":
+        launch = get_args_parser().parse_args(words)
+        words = [launch.training_script, *launch.training_script_args]
+    return words
+
+
+def args_of(command: str, monkeypatch):
+    """What the script would see."""
+    script, *options = words_of(command)
+    module = import_module(script.removesuffix(".py"))
+    if script != "evaluate.py":
+        return tyro.cli(module.Args, args=options)
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    return module.read_args()  # with those of its --preset
+
+
+PAGE = Path("docs/papers.md")
+PAPERS = commands(PAGE)
 FIRST_RUN = commands(Path("docs/first-run.md"))
 METHODS = ["grpo", "guide", "nsr", "ppo"]
 OF_METHODS = [command for page in METHODS for command in commands(Path(f"docs/{page}.md"))]
@@ -27,20 +69,40 @@ READING = commands(Path("docs/reading-order.md"))
 
 
 @pytest.mark.parametrize("command", PAPERS + FIRST_RUN + OF_METHODS + READING)
-def test_a_command_of_a_page_is_taken(command):
+def test_a_command_of_a_page_is_taken(command, monkeypatch):
     command = command.replace("--template T", "--template plain")
-    _, script, *options = shlex.split(command)
+    script, *options = words_of(command)
     module = import_module(script.removesuffix(".py"))
-    args = tyro.cli(module.Args, args=options)
-    check_ranges(args, greedy=script == "evaluate.py")
+    check_ranges(args_of(command, monkeypatch), greedy=script == "evaluate.py")
     for name in [option[2:].replace("-", "_") for option in options if option.startswith("--")]:
         default = module.Args.__dataclass_fields__.get(name)
         assert default is not None or name.startswith("no_")
 
 
 def test_the_page_has_commands_for_every_script():
-    told = {shlex.split(command)[1] for command in PAPERS}
+    told = {words_of(command)[0] for command in PAPERS}
     assert told == {"grpo.py", "guide_grpo.py", "ppo.py", "guide_ppo.py", "nsr.py", "evaluate.py"}
+    for line in lines_of(PAGE):
+        assert re.match(r"(python \w+\.py|torchrun|for .+; do$|done$)", line), f"not looked at: {line}"
+    starts = [command.split()[0] for command in PAPERS]
+    assert starts.count("torchrun") == 1 and "$" not in "".join(PAPERS)
+    assert sum("--step " in command for command in PAPERS) == 6  # a loop's
+
+
+def test_the_page_evaluates_what_it_has_trained_in_the_same_prompt(monkeypatch):
+    template_of, written, evaluated = {}, set(), set()
+    for command in PAPERS:
+        args = args_of(command, monkeypatch)
+        if words_of(command)[0] != "evaluate.py":
+            template_of[args.model] = template_of[args.run_dir] = args.template
+        elif args.compare:
+            assert {name.removesuffix("/eval_base.json") for name in args.compare} <= {*written, *template_of}
+        else:
+            assert args.template == template_of[args.model], command
+            evaluated.add(args.model)
+            written.add(args.out)
+    trained = {name for name in template_of if name.startswith("runs/")}
+    assert trained < evaluated and len(trained) == 24 and "meta-llama/Llama-3.1-8B-Instruct" in evaluated
 
 
 @pytest.mark.parametrize(
