@@ -105,6 +105,28 @@ def test_the_search_judges_every_k(against, bands, both):
     assert claims.search_verdict(against, bands) == both
 
 
+FIGURES = [  # words of docs/reading-order.md; pass@k of (task, method, k, kind of the problems)
+    ("all problems {} with guidance, {} without; the hard ones, `sea3`, {} and {} (",
+     [("sea", name, 1, kind) for kind in ("", "sea3") for name in ("guide", "grpo")]),
+    ("pass@1, the base's {}, is higher with PSR ({}) than with NSR ({}).",
+     [("countdown", name, 1, "") for name in ("base", "psr", "nsr")]),
+    ("At pass@64 it is the other way round: PSR {}, NSR {}, and the base {}:",
+     [("countdown", name, 64, "") for name in ("psr", "nsr", "base")]),
+    ("of the base's pass@256 of {} NSR keeps {} (five seeds) and lambda 1 {} (one)",
+     [("countdown", name, 256, "") for name in ("base", "nsr", "lambda-1")]),
+]
+
+
+@pytest.mark.parametrize(("words", "of"), FIGURES)
+def test_the_figures_between_the_lines_are_those_of_the_results(words, of):
+    text = " ".join((ROOT / "docs/reading-order.md").read_text().split())
+    means = []
+    for task, name, k, kind in of:
+        means.append(seeds.method(task, name).values(k)[:, seeds.problems(task, kind)].mean())
+    expected = words.format(*(f"{mean:.3f}".lstrip("0") for mean in means))
+    assert expected in text, expected
+
+
 def test_the_worked_case_is_what_was_logged():
     run = json.loads((tables.STUDY / "smollm2.json").read_text())
     page = (ROOT / "docs/first-run.md").read_text()
