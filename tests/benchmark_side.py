@@ -91,8 +91,9 @@ def ours(task: dict, notes: Notes) -> None:
 
     Run.steps = watched
     case, folder = task["case"], task["run_dir"]
+    not_ours = {"name", "usual_response"}
     options = {
-        **{name.replace("_", "-"): value for name, value in case.items() if name != "name"},
+        **{name.replace("_", "-"): value for name, value in case.items() if name not in not_ours},
         "mini-batches": 1, "device": "cpu", "sampler": "transformers", "steps": task["steps"],
         "eval-every": 0, "eval-problems": 1, "eval-n": 1, "save-every": 0, "run-dir": folder,
     }
