@@ -14,7 +14,8 @@ MODEL = "assets/countdown"
 
 
 # What takes longest starts first, so that two processes of pytest-xdist end at the same time.
-LONGEST = ("test_ranks", "test_learning", "test_runs", "test_code", "test_data", "test_measure", "test_loop")
+LONGEST = ("test_ranks", "test_learning", "test_runs", "test_code", "test_data", "test_measure", "test_loop",
+           "test_exercises", "test_real_model", "test_benchmark")
 
 
 def pytest_configure(config):

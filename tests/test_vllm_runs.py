@@ -54,20 +54,16 @@ def test_two_processes_train_with_one_engine_between_them(tmp_path):
 @needs_vllm
 @pytest.mark.skipif(DEVICE == "cuda", reason="there gpu_check.py itself samples with vLLM")
 def test_the_gpu_check_samples_with_vllm(tmp_path):
-    args = f"--tiny --only sampling sleep --out {tmp_path}/out.jsonl"
+    args = f"--tiny --only sampling --out {tmp_path}/out.jsonl"
     command = [sys.executable, "tests/gpu_check.py", *args.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    *speeds, close, updated, woken = [row for row in found if row.get("engine") == "vllm"]
+    *speeds, close, updated = [row for row in found if row.get("engine") == "vllm"]
     assert len(speeds) == 2 and all(row["tokens_per_s"] > 0 for row in speeds)
     assert close["gap_max"] < CLOSE and close["vllm"]
-    for row, level in ((updated, 0), (woken, 2)):
-        assert row["sleep_level"] == level and row["seconds"] > 0 and row["bytes"] > 0
-        assert row["gap_max"] < CLOSE < 0.1 < row["old_gap_mean"]
-    assert "slept" not in updated
-    assert woken["slept"] is False and "asleep_bytes" not in woken  # a CPU's does not, and does not say so
-    assert "asleep at level 2 | stayed awake: vLLM ignores sleep on a CPU; " in done.stdout
+    assert updated["sleep_level"] == 0 and updated["seconds"] > 0 and updated["bytes"] > 0
+    assert updated["gap_max"] < CLOSE < 0.1 < updated["old_gap_mean"]
 
 
 @needs_vllm
