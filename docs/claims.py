@@ -148,8 +148,10 @@ def search_row(of: Method, grpo: Method, base: Method) -> list[str]:
     least = min(bands, key=bands.get)
     seeds = min(len(of.counts[1]), len(grpo.counts[1]))
     both = search_verdict(against, list(bands.values()))
+    if seeds < 3 and both != "not decided":
+        both = f"not decided, so far {both}"
     return [of.task, of.title, str(seeds), cell(difference(of, base, 1), "+"), grpo.title, cell(against, "+"),
-            f"{cell(bands[least], '+')} at {least}", both if seeds > 2 else f"not decided, so far {both}"]
+            f"{cell(bands[least], '+')} at {least}", both]
 
 
 def search_verdict(against, bands) -> str:
