@@ -108,7 +108,8 @@ def test_loss_and_gradient_are_trls(trainer, script, per_token, beta, loss_agg, 
 
 def test_the_benchmark_sees_into_a_step_of_trl(tmp_path):
     """Its phases are methods of TRL that another version may name otherwise."""
-    case = Case("embedded", MODEL, "countdown", "countdown", prompts=2, n=4, max_response=12)
+    case = Case("embedded", MODEL, "countdown", "countdown", prompts=2, n=4, max_response=12,
+                usual_response=12)
     task, notes = {"case": asdict(case), "steps": 2, "run_dir": str(tmp_path)}, Notes()
     benchmark_side.trl(task, notes)
     assert len(notes.steps) == 2 and len(notes.begins) == 3
