@@ -91,6 +91,7 @@ def claims() -> list[Claim]:
     large, slow = "4: NSR keeps more than {} at large k", "4, at 3e-5: NSR {}"
     found += [
         Claim(large.format("PSR"), "countdown", "nsr", "psr", 256),
+        Claim("4: W-REINFORCE keeps more than PSR at large k", "countdown", "w-reinforce", "psr", 256),
         Claim(large.format("GRPO"), "countdown", "nsr", "grpo", 256),
         Claim("4: also without the bonus, as GRPO is", "countdown", "nsr-no-bonus", "grpo", 256),
         Claim("4: W-REINFORCE keeps more than GRPO at large k", "countdown", "w-reinforce", "grpo", 256),

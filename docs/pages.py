@@ -49,12 +49,15 @@ def along(task: str, name: str, key: str) -> str:
     """A logged quantity in the first and the middle step of those that evaluate, and in the run's last step.
 
     The mean over the seeds. Those in which no prompt failed in a step have no hinted reward and no guided
-    rows there: they do not count, and how many do is said.
+    rows there, those without a guided row that has a gradient no ratio: they do not count, and how many do is
+    said.
     """
     of, shown = method(task, name), []
     values_SX = of.logged(key)
-    if key.startswith("guide/") and key != "guide/failed":
+    if key in ("guide/reward", "guide/share"):
         values_SX = np.where(of.logged("guide/failed") > 0, values_SX, np.nan)
+    elif key in ("guide/ratio", "guide/low_ratio", "guide/gamma"):
+        values_SX = np.where(of.logged("guide/share") > 0, values_SX, np.nan)
     for i in (0, values_SX.shape[1] // 2, values_SX.shape[1] - 1):
         known = values_SX[:, i][~np.isnan(values_SX[:, i])]
         fewer = f" ({len(known)} of {len(values_SX)})" if len(known) < len(values_SX) else ""
