@@ -54,6 +54,8 @@ def test_ratios_and_goals_by_hand():
     assert [cells[-1] for cells in goals(results)] == ["no", "yes", "no", "yes", "yes", "no"]
     results["embedded", "grpo"] = {**ours, "runs": 1}
     assert next(goals(results))[-1] == "no, in one run"
+    results["embedded", "grpo"], results["embedded", "bare"] = ours, {**bare, "runs": 1}
+    assert [cells[-1] for cells in goals(results)][1:4] == ["yes", "no, in one run", "yes, in one run"]
     assert ratios({("random", "nsr"): ours}, "random") == {}  # without grpo.py there is nothing to hold
     results["embedded, busy", "grpo"] = {**ours, "step": 2.4}
     assert ratios(results, "embedded, busy")["busy"] == pytest.approx(2.4)
