@@ -193,8 +193,15 @@ def benchmark_table() -> str:
 
 
 def goals_table() -> str:
-    results = benchmark.read_runs(STUDY / "benchmark.jsonl")
-    return table(benchmark.GOALS_HEADER, list(benchmark.goals(results)))
+    """A row for each goal, a column for each case."""
+    results, rows = benchmark.read_runs(STUDY / "benchmark.jsonl"), {}
+    for what, case, value, limit, holds in benchmark.goals(results):
+        rows.setdefault(what, {"": limit})[case] = f"{value}: {holds}"
+        if limit != rows[what][""]:  # a limit of its own
+            rows[what][case] += f" ({limit})"
+    cases = list(dict.fromkeys(case for case, _ in results))
+    cells = [[what, of[""], *(of.get(case, "") for case in cases)] for what, of in rows.items()]
+    return table(["", "goal", *cases], cells)
 
 
 def updates_table() -> str:
