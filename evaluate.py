@@ -38,8 +38,8 @@ from machinery.logged import SAMPLES, samples_shown
 from machinery.models import check_sampler
 from machinery.names import names_of
 from machinery.progress import Progress
+from machinery.ranges import check_ranges
 from machinery.ranks import gather, join, rank, share, total, world
-from machinery.run import check_ranges
 from machinery.sampler import Sampler
 from machinery.trained import find_weights, held_out_name, is_run, measured_with, saved_weights
 from verify import WHY, Verifier, check_golds
@@ -164,8 +164,12 @@ class HeldOut:
 
 
 def start_line(prompts: list[data.Prompt], counts: dict, held_out: HeldOut) -> str:
-    """What a run begins with: the problems it trains on, what was left out, what it is measured on."""
-    said = [f"{len(prompts)} problems, {sum(p.hinted is not None for p in prompts)} with a hint"]
+    """What a run begins with: its problems, what was left out. UserError if guidance has no hint to give."""
+    hints = sum(prompt.hinted is not None for prompt in prompts)
+    if hasattr(held_out.args, "guide_with") and not hints:
+        why = "all are too long" if counts["hints_too_long"] else "python -m machinery.hints makes some"
+        raise UserError(f"no problem has a hint to guide with: {why}")
+    said = [f"{len(prompts)} problems, {hints} with a hint"]
     if counts["too_long"]:
         said.append(f"{counts['too_long']} too long and left out (--max-prompt, --max-response)")
     if counts["hints_too_long"]:

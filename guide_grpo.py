@@ -18,9 +18,9 @@ product over t) is the gradient of the plain objective, `naive` neither (tests/t
 `--guide-with nothing` is the control: as many second samples, plain ones. k3 of guided rows is no KL.
 
 Differs from grpo.py by *guidance*, guided rows in `policy_loss`, five Args. Differs from the papers:
-  - paper: A inside the guided group, an all-wrong one goes, a partly right one (threshold above 0) stays
-    beside it ("replace"); here: inside all 2 G samples ("union"), because a guided group that always succeeds
-    then still teaches;
+  - paper: A inside the guided group, one of equal rewards goes (`--filter-rounds`; else it has A 0), a partly
+    right plain one (threshold above 0) stays beside it ("replace"); here: inside all 2 G samples ("union"),
+    because a guided group that always succeeds then still teaches;
   - paper: gamma per response, padding included; here: one a step, over guided tokens;
   - paper: a mean over the tokens of each response, then over responses; here: one sum over all tokens of the
     optimizer step divided by their number, because the paper's (`--loss-agg sequence`) favours short
@@ -47,8 +47,9 @@ import evaluate
 from data import Problem
 from machinery.checkpoint import save_model
 from machinery.models import check_logits, check_model, load_model
+from machinery.ranges import check_ranges
 from machinery.ranks import clip_gradient, gather, join, micro_batches, on_device, shard, share, weights
-from machinery.run import Run, RunArgs, TokenMeans, check_ranges, launch
+from machinery.run import Run, RunArgs, TokenMeans, launch
 from machinery.sampler import Sampler
 from verify import Verdict, Verifier, check_golds
 
@@ -68,8 +69,8 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 1.0  # gradient norm
-    eps_low: float = 0.2  # the ratio's lower clip
-    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    eps_low: float = 0.2  # the ratio's lower clip, where --mini-batches is above 1
+    eps_high: float = 0.2  # its upper one; 0.28 is DAPO's clip-higher
     norm_std: bool = True  # divide by the group's standard deviation; off is Dr. GRPO
     loss_agg: Literal["token", "sequence", "constant"] = "token"  # sum/tokens | row means | sum/constant
     entropy_coef: float = 0.0  # of the entropy bonus: H_it, the entropy of pi(. | x, y_i<t)

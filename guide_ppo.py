@@ -13,14 +13,14 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347); GAE: 1506.02438; token rewards 
 
 Guidance, as in guide_grpo.py: where all samples of a prompt are wrong, as many are drawn with the hint g and
 trained on after the plain prompt x, without a clip: rho = pi(y_t | x, ..) / pi_old(y_t | x, g, ..), shaped.
-  - The critic sees the plain prompt always, V(x, y_<t), and learns from plain rows alone, those that guided
-    ones replace too: hinted returns taught it .44 where plain samples reach .20. k1, GAE: after x as well.
+  - The critic sees the plain prompt always, V(x, y_<t), and learns from first samples alone, those that
+    guided ones replace too: hinted returns taught it .44 where plain ones reach .20. k1, GAE: after x too.
   - The failed plain rows stay ("union"): with a critic their advantage is not 0, unlike in GRPO.
   - A is whitened over all rows together: the better the guided ones, the harder failed ones are pushed down.
 
 Differs from the papers:
   - paper (Guide's trainer runs it too, with adv_estimator=gae): guided groups replace failed ones, and the
-    critic learns from guided rows as if they were plain; here: union, and a critic of plain rows.
+    critic learns from guided rows as if they were plain; here: union, and a critic of first samples.
   - paper: several epochs over each batch; here: each row is used once, by default in one update, in which the
     ratio is 1 and no clip acts (`--mini-batches`). beta is 0: no reference model (the NSR paper's PPO: 1e-3).
   - the critic learns alone in the first `--critic-warmup` steps: whitened errors of a new critic are noise.
@@ -46,8 +46,9 @@ import evaluate
 from data import Problem
 from machinery.checkpoint import save_model
 from machinery.models import check_logits, check_model, load_model
+from machinery.ranges import check_ranges
 from machinery.ranks import clip_gradient, gather, join, micro_batches, on_device, shard, share, weights
-from machinery.run import Run, RunArgs, TokenMeans, check_ranges, launch
+from machinery.run import Run, RunArgs, TokenMeans, launch
 from machinery.sampler import Sampler
 from verify import Verdict, Verifier, check_golds
 
@@ -67,8 +68,8 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 1.0  # gradient norm
-    eps_low: float = 0.2  # the ratio's lower clip
-    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    eps_low: float = 0.2  # the ratio's lower clip, where --mini-batches is above 1
+    eps_high: float = 0.2  # its upper one; 0.28 is DAPO's clip-higher
     critic_lr: float = 1e-3  # peak learning rate of the critic; 1e-5 for billions of parameters
     critic_warmup: int = 5  # first steps, in which the critic learns alone
     critic_mini_batches: int = 0  # optimizer steps of the critic a rollout batch; 0: as many as of the policy
@@ -507,7 +508,7 @@ def main(args: Args) -> Path:
         lr = args.lr * min(1.0, max(0, step + 1 - args.critic_warmup) / max(1, args.warmup))
         optimizer.param_groups[0]["lr"] = lr  # its warm-up comes after the critic's steps alone
         critic_optimizer.param_groups[0]["lr"] = args.critic_lr * min(1.0, (step + 1) / max(1, args.warmup))
-        means, plain_rows = TokenMeans(), [row for row in rows if not row.guided]
+        means, plain_rows = TokenMeans(), flat(plain)
         update_critic(critic, critic_optimizer, plain_rows, args.critic_mini_batches or args.mini_batches,
                       args.value_clip, args.grad_clip, args.micro_tokens, device, means)
         for mini in np.array_split(np.arange(len(groups)), args.mini_batches):

@@ -34,8 +34,9 @@ import evaluate
 from data import Problem
 from machinery.checkpoint import save_model
 from machinery.models import check_logits, check_model, load_model
+from machinery.ranges import check_ranges
 from machinery.ranks import clip_gradient, gather, join, micro_batches, on_device, shard, share, weights
-from machinery.run import Run, RunArgs, TokenMeans, check_ranges, launch
+from machinery.run import Run, RunArgs, TokenMeans, launch
 from machinery.sampler import Sampler
 from verify import Verdict, Verifier, check_golds
 
@@ -55,8 +56,8 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 1.0  # gradient norm
-    eps_low: float = 0.2  # the ratio's lower clip
-    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    eps_low: float = 0.2  # the ratio's lower clip, where --mini-batches is above 1
+    eps_high: float = 0.2  # its upper one; 0.28 is DAPO's clip-higher
     reinforce: Literal["psr", "nsr", "w-reinforce"] = "w-reinforce"  # right rows, wrong rows, both
     lam: float = 0.1  # lambda of w-reinforce, the weight of right rows; 1: REINFORCE, 0: nsr
     entropy_coef: float = 1e-4  # of the entropy bonus; 1e-3 in the authors' code
@@ -302,6 +303,7 @@ def main(args: Args) -> Path:
         size = args.prompts * args.n // args.mini_batches  # kept rows a mini-batch, the last one has the rest
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
+            # A short last batch counts by its size.
             n_rows, n_tokens = size, sum(len(row.response) for row in batch) * size / len(batch)
             for micro in micro_batches([row.length for row in batch], args.micro_tokens):
                 part = [batch[i] for i in micro]

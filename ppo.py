@@ -36,8 +36,9 @@ import evaluate
 from data import Problem
 from machinery.checkpoint import save_model
 from machinery.models import check_logits, check_model, load_model
+from machinery.ranges import check_ranges
 from machinery.ranks import clip_gradient, gather, join, micro_batches, on_device, shard, share, weights
-from machinery.run import Run, RunArgs, TokenMeans, check_ranges, launch
+from machinery.run import Run, RunArgs, TokenMeans, launch
 from machinery.sampler import Sampler
 from verify import Verdict, Verifier, check_golds
 
@@ -57,8 +58,8 @@ class Args(RunArgs):  # model, data, evaluation, checkpoints, machine: machinery
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 1.0  # gradient norm
-    eps_low: float = 0.2  # the ratio's lower clip
-    eps_high: float = 0.2  # the ratio's upper clip; 0.28 is DAPO's clip-higher
+    eps_low: float = 0.2  # the ratio's lower clip, where --mini-batches is above 1
+    eps_high: float = 0.2  # its upper one; 0.28 is DAPO's clip-higher
     critic_lr: float = 1e-3  # peak learning rate of the critic; 1e-5 for billions of parameters
     critic_warmup: int = 5  # first steps, in which the critic learns alone
     critic_mini_batches: int = 0  # optimizer steps of the critic a rollout batch; 0: as many as of the policy

@@ -193,7 +193,12 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
     if verifier.custom is not None:
         return problems
     bad, golds = {}, [gold_completion(problem) for problem in problems]
-    for problem, gold, verdict in zip(problems, golds, verifier.score(golds, problems)):
+    verdicts = verifier.score(golds, problems)
+    late = [i for i, verdict in enumerate(verdicts) if verdict.why == "timeout"]  # once more: a busy machine
+    again = verifier.score([golds[i] for i in late], [problems[i] for i in late])
+    for i, verdict in zip(late, again):
+        verdicts[i] = verdict
+    for problem, gold, verdict in zip(problems, golds, verdicts):
         if not verdict.correct:
             bad[problem.id] = verdict.why if gold else "no answer can meet it"
     programs = [problem for problem in problems if problem.domain == "code"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from data import fingerprint
 from machinery.checkpoint import checkpoints, steps_done
 from machinery.command import UserError
-from machinery.ranks import rank
+from machinery.ranks import gather, rank
 
 LOCKS: dict[Path, int] = {}  # of this process, which the system takes back when it ends
 
@@ -70,8 +70,18 @@ def is_finished(folder: Path, steps: int) -> bool:
 
 
 def check_data(folder: Path, prompts: list, resumed: bool) -> None:
-    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others."""
+    """Keeps in data.json which problems a run has, held-out ones too. UserError if they were others.
+
+    Or if ranks have different ones: each reads and checks them by itself, and all draw by their numbers.
+    """
     file, now = folder / "data.json", {"prompts": len(prompts), "sha256": fingerprint(prompts)}
+    of_ranks = gather([now])
+    if any(other != now for other in of_ranks):
+        numbers = ", ".join(str(of["prompts"]) for of in of_ranks)
+        raise UserError(
+            f"the processes have not found the same problems ({numbers} of them): give all machines the same "
+            "files; where a reference answer timed out (\"left out\" above), start again"
+        )
     then = json.loads(file.read_text()) if resumed and file.exists() else now
     if then != now:
         raise UserError(

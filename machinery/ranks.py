@@ -175,5 +175,6 @@ def clip_gradient(model: torch.nn.Module, most: float) -> float:
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
     if not math.isfinite(norm):
-        raise UserError("the gradient is not finite: --resume goes on from the last checkpoint, if any")
+        raise UserError("the gradient is not finite, and --resume would draw the same samples again: start a "
+                        "new run with a lower --lr")
     return norm

@@ -96,47 +96,6 @@ class RunArgs(MachineArgs, TaskArgs):
     """What every script is told besides its algorithm. Dataclasses take the fields of the last base first."""
 
 
-AT_LEAST_1 = set("""steps prompts n max_prompt max_response mini_batches micro_tokens
-                    eval_problems eval_n keep tensor_parallel workers""".split())
-AT_LEAST_0 = set("""warmup critic_warmup filter_rounds eval_every save_every seed limit top_k lr
-                    critic_lr max_tokens weight_decay eps_low eps_high value_clip beta lam entropy_coef
-                    guide_gamma tis_cap eval_temperature temperature critic_mini_batches step""".split())
-ABOVE_0 = {"grad_clip", "verifier_seconds", "verifier_memory"}
-FROM_0_TO_1 = {"gamma", "gae_lambda", "guide_threshold"}
-SHARES = {"gpu_memory", "top_p"}
-
-
-def check_ranges(args, greedy: bool = False) -> None:
-    """Raises UserError if an option in `args` is out of its range. `greedy`: temperature 0 is in it."""
-    for name, value in asdict(args).items():
-        if value is None:
-            continue
-        if name in AT_LEAST_1:
-            right, words = value >= 1, "1 or more"
-        elif name in ABOVE_0 or (name == "temperature" and not greedy):
-            right, words = value > 0, "above 0"
-        elif name in AT_LEAST_0:
-            right, words = value >= 0, "0 or more"  # not a number is in no range
-        elif name in FROM_0_TO_1:
-            right, words = 0 <= value <= 1, "from 0 to 1"
-        elif name in SHARES:
-            right, words = 0 < value <= 1, "above 0 and at most 1"
-        else:
-            continue
-        if not right:
-            raise UserError(f"--{name.replace('_', '-')} {value}: it has to be {words}")
-    if hasattr(args, "mini_batches") and args.prompts % args.mini_batches:
-        raise UserError(f"--prompts {args.prompts} does not divide into --mini-batches {args.mini_batches}")
-    if hasattr(args, "norm_std") and args.n < 2:
-        raise UserError("--n 1: GRPO compares the samples of a prompt with each other, use --n 2")
-    if getattr(args, "guide_ratio", "") == "sequence" and args.tis_cap:
-        raise UserError("--guide-ratio sequence is exact for whole responses, --tis-cap weighs single "
-                        "tokens: leave one out")
-    if 0 < getattr(args, "critic_warmup", 0) >= args.steps:
-        raise UserError(f"--steps {args.steps}: the critic learns alone in the first {args.critic_warmup} "
-                        "(--critic-warmup), so no step would train the policy: give more, or warm up shorter")
-
-
 # ---- the run -----------------------------------------------------------------------------------------------
 
 class Run:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 import data
 import grpo
+import guide_grpo
 from data import UserError
 from evaluate import PRESETS, Args, chunk_result, evaluate, main, read_args, report, start_line
 from grpo import pad, token_logprobs
@@ -525,6 +526,14 @@ def test_a_run_begins_with_what_it_has(counts, args, said):
     held_out = SimpleNamespace(args=args, name=name, prompts=[None] * 3)
     prompts = [data.Prompt(None, [1], None), data.Prompt(None, [1], [1, 2])]
     assert start_line(prompts, dict(zip(("too_long", "hints_too_long"), counts)), held_out) == said
+
+
+@pytest.mark.parametrize("too_long, said", [(0, "python -m machinery.hints makes"), (2, "all are too long")])
+def test_guidance_without_a_hint_does_not_begin(too_long, said):
+    held_out = SimpleNamespace(args=guide_grpo.Args(data="own.jsonl", model="m"), name="", prompts=[])
+    prompts = [data.Prompt(None, [1], None)] * 2
+    with pytest.raises(UserError, match=f"no problem has a hint to guide with: {said}"):
+        start_line(prompts, {"too_long": 0, "hints_too_long": too_long}, held_out)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import tyro
 from torch.distributed.run import get_args_parser
 
 from data import Problem, prompt_text
-from machinery.run import check_ranges
+from machinery.ranges import check_ranges
 
 
 def lines_of(page: Path) -> list[str]:

@@ -81,10 +81,10 @@ def test_explained_variance_by_hand():
     assert explained_variance(R, R * 0) == 0
 
 
-def naive_step(args, groups, critic_head, dropped=()):
-    """The policy after a rollout batch; (row, A, returns, hidden states) of plain rows, by the first critic.
+def naive_step(args, groups, critic_head, second=(), dropped=()):
+    """The policy after a batch; (row, A, returns, hidden states) of the first samples, by the first critic.
 
-    The critic learns from `dropped` rows too, the policy does not.
+    The critic does not learn from `second` samples, but from `dropped` ones, the policy the other way round.
     """
     model, reference = copy.deepcopy(base_model()), base_model()
     T, rows, all_A, critic_rows = args["temperature"], [], [], []
@@ -104,7 +104,7 @@ def naive_step(args, groups, critic_head, dropped=()):
             n, gamma, discount = len(r), args["gamma"], args["gamma"] * args["gae_lambda"]
             delta = r + gamma * torch.cat([V[1:], torch.zeros(1)]) - V
             A = torch.stack([sum(discount ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)])
-            if not row.guided:
+            if all(row is not other for other in second):
                 critic_rows.append((row, A, A + V, hidden_TD))
             if all(row is not other for other in dropped):
                 rows.append((g, row, A, old, plain))
@@ -179,13 +179,14 @@ def test_a_step_of_main_is_the_step_of_the_papers(script, head, change, tmp_path
     run = module.main(module.Args(**args, run_dir=str(tmp_path / "run")))
     groups = list(sampled[0])
     failed = [i for i, group in enumerate(groups) if not any(row.reward for row in group)]
-    dropped = []
-    for i, second in zip(failed, sampled[1] if script == "guide_ppo" else []):
-        assert all(row.guided == (args.get("guide_with") != "nothing") for row in second)
+    second, dropped = [], []
+    for i, again in zip(failed, sampled[1] if script == "guide_ppo" else []):
+        assert all(row.guided == (args.get("guide_with") != "nothing") for row in again)
         dropped += groups[i] if args.get("guided_group") == "replace" else []
-        groups[i] = groups[i] + second
+        groups[i] = groups[i] + again
+        second += again
     assert any(row.reward for group in groups for row in group)
-    expected, rows = naive_step(args, groups, critic_head, dropped)
+    expected, rows = naive_step(args, groups, critic_head, second, dropped)
     actual, moved = flat_weights(run / "final"), (expected - flat_weights(MODEL)).norm()
     assert moved > 1e-4 and (actual - expected).norm() < 2e-3 * moved
 

@@ -26,7 +26,9 @@ from data import UserError
 from machinery import run as machinery_run
 from machinery.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_model, tensors
 from machinery.command import command_line, resume_line, run_command
+from machinery.folder import check_data
 from machinery.labelled import read_completions
+from machinery.ranges import check_ranges
 from machinery.run import Run, launch
 from machinery.track import Tracker
 from tests.started import start
@@ -153,6 +155,14 @@ def test_resumed_run_is_the_same_run(script, tmp_path, monkeypatch, capsys):
     saved = json.loads((half / "args.json").read_text())
     assert (saved["steps"], saved["track"], saved["resume"]) == (4, "wandb", "")
     assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000004"]
+
+
+def test_a_run_that_has_no_checkpoint_yet_says_that_it_begins_again(tmp_path, capsys):
+    for logged, said in (("", ""), ('{"step": 1}\n', f"{tmp_path} has no checkpoint yet: it begins again\n")):
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            (tmp_path / name).write_text(logged)
+        assert load_checkpoint(tmp_path, {}) == 0 and capsys.readouterr().out == said
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def wait_for(moment, process, seconds: float = 120.0) -> bool:
@@ -354,6 +364,38 @@ def test_a_users_mistake_is_one_line(args, message, tmp_path, finished, monkeypa
     said = exit.value.code
     assert str(said).startswith("error: ") and message in said and "\n" not in said
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before  # no other run is touched
+
+
+@pytest.mark.parametrize("script, args, message", [
+    ("grpo", {"eps_high": 0.28}, "--eps-high 0.28 would do nothing: with --mini-batches 1 the ratio is 1"),
+    ("guide_ppo", {"eps_low": 0.1}, "--eps-low 0.1 would do nothing: with --mini-batches 1"),
+    ("nsr", {"reinforce": "nsr", "lam": 0.3}, "--lam 0.3 would do nothing: --reinforce nsr has no lambda"),
+    ("guide_grpo", {"guide_ratio": "none", "guide_gamma": 0.1}, "--guide-gamma 0.1 would do nothing: "),
+    ("guide_grpo", {"guide_with": "nothing", "guide_ratio": "naive"}, "--guide-ratio naive would do"),
+    ("grpo", {"eps_high": 0.28, "mini_batches": 2}, ""),
+    ("guide_grpo", {"eps_high": 0.28, "guide_ratio": "clip"}, ""),  # of hinted rows it is not 1
+    ("nsr", {"lam": 0.3, "eps_high": 0.28}, ""),
+])
+def test_an_option_that_would_do_nothing_is_refused(script, args, message):
+    args = import_module(script).Args(**args)
+    if message:
+        with pytest.raises(UserError) as error:
+            check_ranges(args)
+        assert str(error.value).startswith(message)
+    else:
+        check_ranges(args)
+
+
+def test_ranks_with_other_problems_do_not_begin(tmp_path, monkeypatch):
+    """One has left out a problem whose reference answer timed out."""
+    prompts = [data.Prompt(data.Problem(str(i), "Q", "1"), [i], None) for i in range(5)]
+    other = {"prompts": 4, "sha256": "another"}
+    monkeypatch.setattr("machinery.folder.gather", lambda own: [*own, other])
+    with pytest.raises(UserError, match=r"have not found the same problems \(5, 4 of them\)"):
+        check_data(tmp_path, prompts, resumed=False)
+    monkeypatch.setattr("machinery.folder.gather", lambda own: own * 2)
+    check_data(tmp_path, prompts, resumed=False)
+    assert json.loads((tmp_path / "data.json").read_text())["prompts"] == 5
 
 
 @pytest.mark.parametrize("script", ["ppo", "guide_ppo"])

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from data import Problem, UserError
 from machinery import answers, labelled, workers
 from machinery.fences import fenced_blocks
-from verify import Verifier, check_golds, choice_verdict, countdown_verdict
+from verify import Verdict, Verifier, check_golds, choice_verdict, countdown_verdict
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -542,6 +543,25 @@ def test_check_golds(bad, verifier, capsys):
     assert "1 of 100" in said and ": m (" in said and "left out" in said and "good/" not in said
     with pytest.raises(UserError, match=r"1 of 99 .*: m \("):  # just above one percent
         check_golds([*good[:98], bad], verifier)
+
+
+def test_a_gold_that_timed_out_is_asked_once_more(monkeypatch, capsys):
+    """On a busy machine that is no reason to train without it."""
+    problems, asked = [Problem(f"p{i}", "Q", f"{i}") for i in range(200)], []
+
+    class Busy:
+        custom, code_seconds, pool = None, 5, SimpleNamespace(ask=lambda requests: [])
+
+        def score(self, golds, problems):
+            asked.append([problem.id for problem in problems])
+            late = {0: {"p3", "p7"}, 1: {"p7"}}.get(len(asked) - 1, set())
+            why = ["timeout" if problem.id in late else "right" for problem in problems]
+            return [Verdict(each == "right", each) for each in why]
+
+    kept = check_golds(problems, Busy())
+    assert [p.id for p in problems if p not in kept] == ["p7"] and asked[1] == ["p3", "p7"]
+    said = capsys.readouterr().err
+    assert "1 of 200 reference answers do not verify against themselves: p7 (timeout)" in said
 
 
 def test_golds_are_checked_by_their_value(verifier, monkeypatch, capsys):
