@@ -288,13 +288,16 @@ def test_the_reference_model_stands_still(tmp_path):
     assert first == 0 and second > 1e-6
 
 
-def test_rounds_without_a_failed_group_and_data_without_hints(tmp_path):
+def test_rounds_without_a_failed_group(tmp_path, monkeypatch):
     guide_grpo = import_module("guide_grpo")
-    (tmp_path / "plain.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' * 8)
-    small = {**BASE, "prompts": 2, "run_dir": str(tmp_path / "run"), "data": str(tmp_path / "plain.jsonl"),
-             "template": "plain"}
+    (tmp_path / "yes.py").write_text("def right(completion, problem):\n    return True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = {**BASE, "prompts": 2, "run_dir": str(tmp_path / "run"), "verifier": "yes:right"}
     run = guide_grpo.main(guide_grpo.Args(**small, filter_rounds=2))
-    assert '"guide/failed": 0.0' in (Path(run) / "metrics.jsonl").read_text()
+    (line,) = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    m = json.loads(line)
+    assert m["guide/failed"] == 0 and m["rollout/mastered"] == 1 and m["train/updates"] == 0
 
 
 def test_refilled_groups_are_of_new_prompts(tmp_path, monkeypatch):

@@ -45,11 +45,10 @@ CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
     "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown",
                              "gradient_checkpointing": True}),
-    "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence"}),
-    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # it has all failed groups
+    # One rank has the failed group.
+    "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence", "prompts": 2, "n": 8}),
     "nsr": ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
-    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "steps": 4,
-                                "seed": 0}),
+    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "seed": 0}),
     # Of 3 rows an update rank 1 has 1.
     "ppo": ("ppo", {"mini_batches": 4, "n": 3, "beta": 0.1, **CRITIC, "micro_tokens": 1}),
     "guide_ppo": ("guide_ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
@@ -177,7 +176,7 @@ def test_two_processes_take_the_steps_of_one(case, runs):
 
 
 def test_the_cases_hold_the_steps_in_which_one_rank_has_no_work(runs):
-    guided = metrics(runs / "two/guide_grpo_of_one_rank")
+    guided = metrics(runs / "two/guide_grpo")
     # One failed group of two: one rank samples with a hint.
     assert any(0 < m["guide/failed"] <= 0.5 for m in guided)
     # One row: one rank has none at all.

@@ -262,7 +262,7 @@ def test_without_any_signal_nothing_moves_and_the_metrics_say_so(tmp_path, monke
     (tmp_path / "never.py").write_text("def right(completion, problem):\n    return False\n")
     sys.path.insert(0, str(tmp_path))
     run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right",
-                    filter_rounds=2)
+                    filter_rounds=2, data_split="train")
     (m,) = metrics(run_dir)
     assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["guide/failed"] == 1
     assert m["verify/wrong"] == 2 * 3 * 16
