@@ -1036,17 +1036,19 @@ def test_hints_of_a_model_never_leak(monkeypatch):
     assert asked == [(4, 0), (3, 1), (1, 2)]
 
 
-def test_hints_of_the_embedded_model_on_the_command_line(tmp_path):
+def test_hints_of_the_embedded_model_on_the_command_line(tmp_path, monkeypatch, capsys):
     out = tmp_path / "hinted.jsonl"
     options = ["--by", "model", "--out", str(out), "--tries", "1", "--max-tokens", "8"]
-    done = run([*MAKE_HINTS, hint_rows(tmp_path, 3), *options], timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "3 problems; 0 without a hint (0.0%); " in done.stdout and len(load(str(out))) == 3
+    monkeypatch.setattr(sys, "argv", ["hints.py", "--data", hint_rows(tmp_path, 3), *options])
+    hints.main()
+    assert "3 problems; 0 without a hint (0.0%); " in capsys.readouterr().out and len(load(str(out))) == 3
 
 
-def test_the_embedded_model_is_found_from_any_folder(tmp_path):
-    done = run([sys.executable, ROOT / "data.py", "--show", "1"], cwd=tmp_path)
-    assert done.returncode == 0 and " Ana has " in done.stdout, done.stderr
+def test_the_embedded_model_is_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["data.py", "--show", "1"])
+    data.main()
+    assert " Ana has " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, said", [

@@ -5,6 +5,7 @@ the gradient. The rows that the script sampled are recorded; everything after sa
 one row at a time, from full logits, in loops.
 """
 
+import copy
 import json
 import math
 from functools import cache
@@ -38,8 +39,15 @@ def sgd(params, lr, weight_decay, fused):
     return torch.optim.SGD(params, lr=lr)
 
 
+@cache
+def base_model():
+    """Whoever changes it takes a copy."""
+    return AutoModelForCausalLM.from_pretrained(MODEL)
+
+
 def flat_weights(path):
-    return torch.cat([p.detach().flatten() for p in AutoModelForCausalLM.from_pretrained(path).parameters()])
+    model = base_model() if path == MODEL else AutoModelForCausalLM.from_pretrained(path)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def full_logp(model, prompt, response, temperature, entropies=None):
@@ -88,7 +96,7 @@ def naive_gap(pairs) -> dict:
 
 def naive_step(args, groups):
     """The weights after one rollout batch `groups` (lists of rows), by SGD on the objective of the header."""
-    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    model, reference = copy.deepcopy(base_model()), base_model()
     T = args["temperature"]
     rows = []
     for g, group in enumerate(groups):
@@ -104,7 +112,7 @@ def naive_step(args, groups):
                 context = row.prompt if args.get("guide_ratio") == "naive" else row.sampled_from
                 old = full_logp(model, context, row.response, T)
                 plain = full_logp(model, row.prompt, row.response, T)
-                ref = full_logp(reference, row.prompt, row.response, T)
+                ref = full_logp(reference, row.prompt, row.response, T) if args.get("beta") else plain
             rows.append((g, row, A, old, plain, ref))
     beta, entropy_coef = args.get("beta", 0.0), args.get("entropy_coef", 0.0)
     across = [(plain - old).exp() for _, row, A, old, plain, _ in rows if row.guided and (A != 0 or beta)]
@@ -280,13 +288,16 @@ def test_the_reference_model_stands_still(tmp_path):
     assert first == 0 and second > 1e-6
 
 
-def test_rounds_without_a_failed_group_and_data_without_hints(tmp_path):
+def test_rounds_without_a_failed_group(tmp_path, monkeypatch):
     guide_grpo = import_module("guide_grpo")
-    (tmp_path / "plain.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n' * 8)
-    small = {**BASE, "prompts": 2, "run_dir": str(tmp_path / "run"), "data": str(tmp_path / "plain.jsonl"),
-             "template": "plain"}
+    (tmp_path / "yes.py").write_text("def right(completion, problem):\n    return True\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = {**BASE, "prompts": 2, "run_dir": str(tmp_path / "run"), "verifier": "yes:right"}
     run = guide_grpo.main(guide_grpo.Args(**small, filter_rounds=2))
-    assert '"guide/failed": 0.0' in (Path(run) / "metrics.jsonl").read_text()
+    (line,) = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    m = json.loads(line)
+    assert m["guide/failed"] == 0 and m["rollout/mastered"] == 1 and m["train/updates"] == 0
 
 
 def test_refilled_groups_are_of_new_prompts(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """PPO's estimators by hand and against direct sums; a whole step of `main` against a naive implementation."""
 
+import copy
 import json
 import math
 from importlib import import_module
@@ -7,10 +8,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from ppo import explained_variance, gae, value_loss, whitened
-from tests.test_loop import BASE, MODEL, TIGHT, flat_weights, full_logp, naive_weights, noisy, sgd
+from tests.test_loop import BASE, MODEL, TIGHT, base_model, flat_weights, full_logp, naive_weights, noisy, sgd
 from tests.test_loop import few_problems as few_problems  # of every test here too
 from verify import Verdict
 
@@ -86,7 +86,7 @@ def naive_step(args, groups, critic_head, second=(), dropped=()):
 
     The critic does not learn from `second` samples, but from `dropped` ones, the policy the other way round.
     """
-    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    model, reference = copy.deepcopy(base_model()), base_model()
     T, rows, all_A, critic_rows = args["temperature"], [], [], []
     for g, group in enumerate(groups):
         for row in group:
@@ -94,7 +94,7 @@ def naive_step(args, groups, critic_head, second=(), dropped=()):
                 context = row.prompt if args.get("guide_ratio") == "naive" else row.sampled_from
                 old = full_logp(model, context, row.response, T)
                 plain = full_logp(model, row.prompt, row.response, T)
-                ref = full_logp(reference, row.prompt, row.response, T)
+                ref = full_logp(reference, row.prompt, row.response, T) if args["beta"] else plain
             r = -args["beta"] * (plain - ref)
             r[-1] += row.reward
             with torch.no_grad():

@@ -1,7 +1,7 @@
 """Several processes do what one does: the same steps, checkpoints for any number, one end.
 
-The samples are the same. The tests start this file as a program with torchrun: two processes with gloo on the
-CPU run every case one after the other, while this one runs them alone.
+The samples are the same. The tests start this file as a program of two processes, with gloo on the CPU: they
+run every case one after the other, while this one runs them alone. One test has torchrun itself.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,23 +32,23 @@ from machinery.ranks import gather, rank, shard
 from machinery.run import write_json
 from machinery.sampler import TransformersSampler
 from machinery.trained import saved_weights
+from tests import started
 from tests.bench_memory import random_model, rows
 
 MODEL = "assets/countdown"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
-BASE = {"data": "countdown", "steps": 3, "prompts": 4, "n": 4, "micro_tokens": 150, "seed": 3,
-        "eval_problems": 3, "eval_n": 2, "eval_every": 0, "save_every": 0, "device": "cpu",
-        "grad_clip": 1.0, "lr": 0.3}
+BASE = {"data": "countdown", "data_split": "train[:64]", "steps": 2, "prompts": 4, "n": 4,
+        "micro_tokens": 150, "seed": 3, "eval_problems": 3, "eval_n": 2, "eval_every": 0, "save_every": 0,
+        "device": "cpu", "grad_clip": 1.0, "lr": 0.3}
 CRITIC = {"critic_warmup": 1, "critic_lr": 0.01, "loss_agg": "sequence"}
 CASES = {
     "grpo": ("grpo", {"mini_batches": 2, "beta": 0.1, "filter_rounds": 2}),
     "grpo_untied": ("grpo", {"mini_batches": 2, "model": "untied", "template": "countdown",
                              "gradient_checkpointing": True}),
-    "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence"}),
-    "guide_grpo_of_one_rank": ("guide_grpo", {"prompts": 2, "n": 8, "seed": 4}),  # it has all failed groups
+    # One rank has the failed group.
+    "guide_grpo": ("guide_grpo", {"mini_batches": 2, "loss_agg": "sequence", "prompts": 2, "n": 8}),
     "nsr": ("nsr", {"reinforce": "w-reinforce", "lam": 0.3, "entropy_coef": 0.1}),
-    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "steps": 4,
-                                "seed": 0}),
+    "nsr_of_one_rank": ("nsr", {"reinforce": "psr", "prompts": 1, "mini_batches": 1, "n": 6, "seed": 0}),
     # Of 3 rows an update rank 1 has 1.
     "ppo": ("ppo", {"mini_batches": 4, "n": 3, "beta": 0.1, **CRITIC, "micro_tokens": 1}),
     "guide_ppo": ("guide_ppo", {"mini_batches": 2, "beta": 0.1, **CRITIC}),
@@ -103,10 +104,17 @@ def weights(run: Path) -> torch.Tensor:
     return weights_of(run / "final")
 
 
-def torchrun(*command) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*TORCHRUN, *map(str, command)], text=True, env=env, **pipes)
+def two_ranks(script, *options, err: Path) -> list:
+    """A script in two processes, as torchrun starts them, with their errors in the files err0, err1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for each in (0, 1):
+        own = {"RANK": each, "LOCAL_RANK": each}
+        processes.append(started.start(script, *options, err=f"{err}{each}", **own, **shared))
+    return processes
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +130,16 @@ def runs(tmp_path_factory):
     for name in ("one", "two", "resumed"):
         (folder / name).mkdir()
         os.symlink(folder / "untied", folder / name / "untied")
-    process = torchrun(__file__, "cases", folder)
+    processes = two_ranks(__file__, "cases", folder, err=folder / "err")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransformersSampler, "_generate", TransformersSampler._generate)  # put back
         patch.setattr(sampling, "world", sampling.world)
         same_samples()
         sgd_cases(folder / "one")
         run_evaluation(folder / "one.json")
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, out[-3000:] + err[-6000:]
+        for process in processes:
+            process.join(600)
+        assert [process.exitcode for process in processes] == [0, 0], (folder / "err0").read_text()[-6000:]
         yield folder
 
 
@@ -167,7 +176,7 @@ def test_two_processes_take_the_steps_of_one(case, runs):
 
 
 def test_the_cases_hold_the_steps_in_which_one_rank_has_no_work(runs):
-    guided = metrics(runs / "two/guide_grpo_of_one_rank")
+    guided = metrics(runs / "two/guide_grpo")
     # One failed group of two: one rank samples with a hint.
     assert any(0 < m["guide/failed"] <= 0.5 for m in guided)
     # One row: one rank has none at all.
@@ -186,22 +195,22 @@ def test_a_checkpoint_of_two_processes_is_resumed_by(resumed_by, runs):
     if resumed_by == "one":
         resume(half, 2)  # nothing left to do: what it loads is what it saves
         assert torch.equal(weights(half), weights(runs / "resumed/two_steps"))
-        resume(half, 4)
+        resume(half, 3)
     left = sorted(path.name for path in (half / "checkpoint").iterdir())
-    assert left == ["step-000002", "step-000004"]
+    assert left == ["step-000002", "step-000003"]
     start = weights_of(Path(MODEL))
     assert (weights(whole) - start).abs().max() > 1e-3
     # AdamW divides by the gradient: compare where that is no rounding error
     apart = (weights(whole) - weights(half)).abs()
     assert (apart == 0).all() if resumed_by == "two" else (apart > 1e-5).float().mean() < 1e-3
-    assert [m["step"] for m in metrics(half)] == [1, 2, 3, 4]
+    assert [m["step"] for m in metrics(half)] == [1, 2, 3]
     for mine, theirs in zip(metrics(whole), metrics(half)):
         assert mine["train/loss"] == pytest.approx(theirs["train/loss"], abs=1e-5)
 
 
 def test_a_checkpoint_of_two_processes_is_evaluated_by_one(runs):
     model, resumed = AutoModelForCausalLM.from_pretrained(MODEL), runs / "resumed"
-    for step, run in ((2, "two_steps"), (4, "two")):
+    for step, run in ((2, "two_steps"), (3, "two")):
         saved = dict(saved_weights(resumed / f"two/checkpoint/step-00000{step}", model))
         final = AutoModelForCausalLM.from_pretrained(resumed / run / "final")
         assert all(torch.equal(saved[name], weight) for name, weight in final.named_parameters())
@@ -239,12 +248,13 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
 
 
 def test_a_users_mistake_is_one_line_of_rank_0(tmp_path):
-    process = torchrun("grpo.py", "--n=1", f"--run-dir={tmp_path}/run")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode != 0
-    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
-        "error: --n 1: GRPO compares the samples of a prompt with each other, use --n 2"
-    ]
+    first, second = two_ranks("grpo.py", "--n=1", f"--run-dir={tmp_path}/run", err=tmp_path / "err")
+    first.join(120)
+    second.kill()  # as torchrun does after a while: this rank has nothing to say
+    second.join()
+    assert first.exitcode == 1 and (tmp_path / "err1").read_text() == ""
+    said = "error: --n 1: GRPO compares the samples of a prompt with each other, use --n 2\n"
+    assert (tmp_path / "err0").read_text() == said
 
 
 def test_a_checkpoint_that_one_rank_cannot_write_keeps_the_last_one(runs):
@@ -326,10 +336,10 @@ if __name__ == "__main__":
     run_evaluation(folder / "two.json")
     args = {**BASE, "lr": 1e-3, "critic_warmup": 1, "beta": 0.01}
     # Saved before the policy's first update too.
-    train("ppo", folder / "resumed/whole", **{**args, "steps": 4, "save_every": 1})
+    train("ppo", folder / "resumed/whole", **{**args, "steps": 3, "save_every": 1})
     half = train("ppo", folder / "resumed/two", **{**args, "steps": 2})
     if rank() == 0:
         shutil.copytree(half, folder / "resumed/one")
         shutil.copytree(half, folder / "resumed/two_steps")
     gather([])
-    resume(half, 4)
+    resume(half, 3)

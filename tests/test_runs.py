@@ -34,17 +34,13 @@ from machinery.track import Tracker
 from tests.started import start
 
 SCRIPTS = ["grpo", "guide_grpo", "nsr", "ppo", "guide_ppo"]
-SMALL = {"data": "countdown", "steps": 2, "prompts": 4, "n": 4, "seed": 3, "eval_problems": 8, "eval_n": 8,
-         "eval_every": 1, "save_every": 1, "device": "cpu"}
+SMALL = {"data": "countdown", "data_split": "train[:64]", "steps": 2, "prompts": 4, "n": 4, "seed": 3,
+         "eval_problems": 8, "eval_n": 8, "eval_every": 1, "save_every": 1, "device": "cpu"}
 
 
 def command(script: str, **args) -> list[str]:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in args.items()]
     return [sys.executable, f"{script}.py", *flags]
-
-
-def run(script: str, **args) -> subprocess.CompletedProcess:
-    return subprocess.run(command(script, **args), capture_output=True, text=True, timeout=300)
 
 
 def train(script: str, **args) -> Path:
@@ -76,20 +72,14 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (a / "rollouts.jsonl").read_text() == (b / "rollouts.jsonl").read_text()
 
 
-@pytest.mark.draws
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param("grpo", marks=pytest.mark.draws), *SCRIPTS[1:]])
 def test_two_steps_from_the_command_line(script, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     args = {**SMALL, "run_dir": run_dir, **({"critic_warmup": 1} if "ppo" in script else {})}
-    if script == "guide_ppo":  # a process of its own; the others in this one, which saves the imports
-        done = run(script, **args)
-        assert done.returncode == 0, done.stderr
-        out = done.stdout
-    else:
-        module = import_module(script)
-        monkeypatch.setattr(sys, "argv", command(script, **args)[1:])
-        launch(module.main, module.Args)
-        out = capsys.readouterr().out
+    module = import_module(script)
+    monkeypatch.setattr(sys, "argv", command(script, **args)[1:])
+    launch(module.main, module.Args)
+    out = capsys.readouterr().out
     assert "pass@8" in out and "self-distillation" in out and out.splitlines()[-1].startswith("done: ")
     left = ["args.json", "checkpoint", "curves.png", "data.json", "eval_base.json", "eval_trained.json",
             "final", "metrics.jsonl", "rollouts.jsonl"]
@@ -149,22 +139,22 @@ class Service(ModuleType):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resumed_run_is_the_same_run(script, tmp_path, monkeypatch, capsys):
     # everything that could be forgotten: several updates a step, a reference model, warm-up, refilled groups
-    args = {"mini_batches": 2, "warmup": 4, "eval_every": 3, "keep": 1}
+    args = {"mini_batches": 2, "warmup": 3, "eval_every": 2, "save_every": 0, "keep": 1}
     args |= {"entropy_coef": 0.01} if script == "nsr" else {"beta": 0.01}
-    args |= {"critic_warmup": 2} if "ppo" in script else {"filter_rounds": 1} if "grpo" in script else {}
-    whole = train(script, **args, steps=6, run_dir=str(tmp_path / "whole"))
-    half = train(script, **args, steps=3, run_dir=str(tmp_path / "half"))
+    args |= {"critic_warmup": 1} if "ppo" in script else {"filter_rounds": 1} if "grpo" in script else {}
+    whole = train(script, **args, steps=4, run_dir=str(tmp_path / "whole"))
+    half = train(script, **args, steps=2, run_dir=str(tmp_path / "half"))
     torch.manual_seed(12345)
     with open(half / "metrics.jsonl", "a") as file:  # a line of a step after the checkpoint, and a torn one
-        file.write('{"step": 4, "rollout/reward": 9}\n{"step": 5, "rollo')
+        file.write('{"step": 3, "rollout/reward": 9}\n{"step": 4, "rollo')
     wandb = Service()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    assert_same_run(whole, train(script, resume=str(half), steps=6, track="wandb"))
-    assert wandb.tried == [4, 5, 6] and wandb.finished == 1
+    assert_same_run(whole, train(script, resume=str(half), steps=4, track="wandb"))
+    assert wandb.tried == [3, 4] and wandb.finished == 1
     assert capsys.readouterr().err.count("warning: --track wandb fails (ConnectionError: the network)") == 1
     saved = json.loads((half / "args.json").read_text())
-    assert (saved["steps"], saved["track"], saved["resume"]) == (6, "wandb", "")
-    assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000006"]
+    assert (saved["steps"], saved["track"], saved["resume"]) == (4, "wandb", "")
+    assert [p.name for p in (half / "checkpoint").iterdir()] == ["step-000004"]
 
 
 def test_a_run_that_has_no_checkpoint_yet_says_that_it_begins_again(tmp_path, capsys):
@@ -193,7 +183,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     KILLS=20 pytest tests/test_runs.py -k kill_9 -s    # more of them than the usual 3, and where they came
     """
     kills, rng = int(os.environ.get("KILLS", 3)), random.Random(0)
-    args = {**SMALL, "steps": 8 + 6 * kills, "eval_every": 0, "keep": 1}
+    args = {**SMALL, "steps": 4 + 4 * kills, "eval_every": 0, "eval_problems": 1, "keep": 1}
     whole, killed = train("guide_grpo", **args, run_dir=str(tmp_path / "whole")), tmp_path / "killed"
     torn = 0
     for kill in range(kills):
@@ -257,7 +247,7 @@ def test_micro_batches_do_not_change_a_step(tmp_path):
     finals = []
     for micro_tokens in (1, 60, 100_000):
         run_dir = str(tmp_path / str(micro_tokens))
-        train("guide_grpo", run_dir=run_dir, steps=1, prompts=8, eval_every=0,
+        train("guide_grpo", run_dir=run_dir, steps=1, prompts=8, eval_every=0, eval_problems=1,
               micro_tokens=micro_tokens, lr=1e-3)
         finals.append(torch.cat([w.flatten() for w in weights(Path(run_dir)).values()]))
     start = torch.cat([w.flatten() for w in load_file("assets/countdown/model.safetensors").values()])
@@ -272,7 +262,7 @@ def test_without_any_signal_nothing_moves_and_the_metrics_say_so(tmp_path, monke
     (tmp_path / "never.py").write_text("def right(completion, problem):\n    return False\n")
     sys.path.insert(0, str(tmp_path))
     run_dir = train("guide_grpo", run_dir=str(tmp_path / "run"), steps=1, verifier="never:right",
-                    filter_rounds=2)
+                    filter_rounds=2, data_split="train")
     (m,) = metrics(run_dir)
     assert m["train/updates"] == 0 and m["rollout/reward"] == 0 and m["guide/failed"] == 1
     assert m["verify/wrong"] == 2 * 3 * 16
@@ -667,7 +657,7 @@ def test_what_the_readme_says_to_copy_is_enough(tmp_path):
     for line in (files, folder):
         subprocess.run(line.replace("my_project", str(copied)), shell=True, check=True)
     model = Path("assets/countdown").resolve()
-    args = {**SMALL, "steps": 1, "model": model, "template": "countdown"}
+    args = {**SMALL, "steps": 1, "eval_problems": 2, "model": model, "template": "countdown"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, copied / "grpo.py", *command("grpo", **args)[2:]], cwd=elsewhere,
                           capture_output=True, text=True, env=environment)
@@ -718,7 +708,7 @@ def test_final_model_that_cannot_be_written_keeps_the_last_one(tmp_path, model, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("imports, settings, spins", [
-    ("grpo", {}, "3000"),
+    ("machinery, torch", {}, "3000"),
     ("machinery, torch", {"GOMP_SPINCOUNT": "7"}, "7"),
     ("machinery, torch", {"OMP_WAIT_POLICY": "passive"}, "0"),
 ])
