@@ -152,7 +152,7 @@ class Row:
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # [T] of the sampling policy; None: the policy as it is
     ref_logp: torch.Tensor | None = None  # [T] of the reference model
-    trained: dict | None = None  # name: [T] of its update, for rollouts.jsonl
+    trained: tuple | None = None  # {name: [N, T]} of its update and its row there, for rollouts.jsonl
 
     @property
     def reward(self) -> float:

@@ -149,7 +149,7 @@ class Row:
     verdict: Verdict
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # [T] of the sampling policy; None: the policy as it is
-    trained: dict | None = None  # name: [T] of its update, for rollouts.jsonl
+    trained: tuple | None = None  # {name: [N, T]} of its update and its row there, for rollouts.jsonl
 
     @property
     def reward(self) -> float:

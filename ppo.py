@@ -222,7 +222,7 @@ class Row:
     old_logp: torch.Tensor | None = None  # [T] of the sampling policy; None: the policy as it is
     ref_logp: torch.Tensor | None = None  # [T] of the reference model
     k1: torch.Tensor | None = None  # [T] log pi_old - log pi_ref, both after `prompt`
-    trained: dict | None = None  # name: [T] of its update, for rollouts.jsonl
+    trained: tuple | None = None  # {name: [N, T]} of its update and its row there, for rollouts.jsonl
 
     @property
     def reward(self) -> float:

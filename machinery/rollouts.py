@@ -14,16 +14,15 @@ TOKENS = 16384  # of a step, shared out evenly among its rows: the rest of a lon
 
 
 def keep(rows: list, old_logp_NT: torch.Tensor, values_NT: dict[str, torch.Tensor]) -> None:
-    """Leaves on each row what `update_numbers` reads, on its device: few rows of a step will be shown."""
+    """Leaves with each row where `update_numbers` finds its numbers: few rows of a step will be shown."""
     if not rows:
         return
     kept_NT = {"old_logp": old_logp_NT, "ratio": values_NT["ratio"], "clipped": values_NT["clip_fraction"]}
     if "push_plain" in values_NT:
         kept_NT["push"] = values_NT["push_plain"] + values_NT["push_guided"]
+    kept_NT = {name: value_NT.detach() for name, value_NT in kept_NT.items()}  # keeps no graph alive
     for i, row in enumerate(rows):
-        row.trained = {}
-        for name, value_NT in kept_NT.items():
-            row.trained[name] = value_NT[i, : len(row.response)].detach()  # keeps no graph alive
+        row.trained = kept_NT, i
 
 
 def chosen(groups: list[list]) -> list[list]:
@@ -77,7 +76,8 @@ def update_numbers(row, most: int) -> dict[str, list]:
     the policy, given the plain prompt, to that. weight: what grad log pi has beside the advantage, 0 where
     the clip acts, None where the advantage is 0. A critic's rows have advantages and values, token by token.
     """
-    numbers = {name: value_T[:most].float().cpu() for name, value_T in row.trained.items()}
+    (kept_NT, i), T = row.trained, min(most, len(row.response))
+    numbers = {name: value_NT[i, :T].float().cpu() for name, value_NT in kept_NT.items()}
     advantage_T = advantages(row)[:most]
     if "push" in numbers:
         weight_T = numbers["push"] / advantage_T  # 0 / 0 is no number

@@ -25,6 +25,11 @@ def row(module=guide_grpo, text="4*9=36", guided=False, reward=1.0, **more):
     verdict = Verdict(reward > 0, "right" if reward else "wrong")
     found = module.Row(Problem("p1", "?", "36"), [65], [65, 66] if guided else [65], ids, [-0.5] * len(ids),
                        True, guided, verdict)
+    if "trained" in more:  # in the second row of its micro-batch, which is padded
+        of_T = more.pop("trained")
+        found.trained = {name: torch.stack([v_T, v_T]).repeat(1, 2) for name, v_T in of_T.items()}, 1
+        for v_NT in found.trained[0].values():
+            v_NT[0] = 7
     for name, value in more.items():
         setattr(found, name, value)
     return found
