@@ -67,9 +67,27 @@ def _words(match: re.Match) -> str:
 
 
 def _thousands(match: re.Match) -> str:
-    """1,234 as 1234. (100,200) stays a pair; (1,000) is a number, since no one writes 000 for nought."""
-    pair = match[1] and match[2] and ",0" not in match[0]
+    """1,234 as 1234. (100,200) and [-36,104], whose bracket has no other comma, stay pairs; (1,000) is a
+    number, since no one writes 000 for nought."""
+    pair = ",0" not in match[0] and _commas_around(match) == match[0].count(",")
     return match[0] if pair else match[0].replace(",", "")
+
+
+def _commas_around(match: re.Match) -> int:
+    r"""The commas in the bracket, ( [ or \{, around a match; 0 where there is none, or a condition in it."""
+    around = []  # of each open bracket what opens it, where, and its commas
+    for token in re.finditer(r"\\?[{}]|[()\[\],]", match.string):
+        outside = not match.start() <= token.start() < match.end()
+        if token[0] == "," and around:
+            around[-1][2] += 1
+        elif outside and token[0][-1] in "([{":
+            around.append([token[0], token.end(), 0])
+        elif outside and token[0] != "," and around:
+            opening, start, commas = around.pop()
+            if start <= match.start() < token.start():
+                condition = re.search(r"[<>=|:]|\\(?:mid|[lg]eq?)", match.string[start : match.start()])
+                return 0 if opening == "{" or condition else commas
+    return 0
 
 
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
@@ -80,7 +98,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<!\\)\\(?:[()\[\]!]|\s*$)|\\\\(?= *\\end)", ""),
     (r"(?<!\\)\\[,;:> ]|\\(?:q?quad|enspace|thinspace)(?![a-z])|\\[hv]space\*?\{[^{}]*\}|~|\s+", " "),
     (r"\\(?:text)?color(?:box)? *\{[^{}]*\}|\\phantom *(?:\{[^{}]*\}|.)", ""),
-    (r"(\\\{|[(\[])? ?(?<![\d.,^/_])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d) ?(\\\}|[)\]])?", _thousands),
+    (r"(?<![\d.,^/_])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)", _thousands),
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
     (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
