@@ -21,6 +21,9 @@ from machinery.notation import as_gold, bracketed, cut, measured, normalise, rea
 
 # ---- how an answer is built --------------------------------------------------------------------------------
 
+PLUS_OR_MINUS = re.compile(r"\\(p)m(?![a-z]) ?|\\mp(?![a-z]) ?")  # not \pmod
+
+
 @lru_cache(4096)
 def shape(s: str) -> tuple[str, list[str]]:
     r"""How a normalised answer is built: its kind and its parts.
@@ -36,9 +39,9 @@ def shape(s: str) -> tuple[str, list[str]]:
         parts, signs = cut(s, kind)
         if signs:
             return build(parts) if all(parts) else ("nothing", parts)
-    if "\\pm" in s or "\\mp" in s:
-        upper = re.sub(r"\\([pm])[pm] ?", lambda m: "-" if m[1] == "m" else "+", s)
-        lower = re.sub(r"\\([pm])[pm] ?", lambda m: "+" if m[1] == "m" else "-", s)
+    if PLUS_OR_MINUS.search(s):
+        upper = PLUS_OR_MINUS.sub(lambda m: "+" if m[1] == "p" else "-", s)
+        lower = PLUS_OR_MINUS.sub(lambda m: "-" if m[1] == "p" else "+", s)
         return _list([upper, lower])
     match = re.fullmatch(r"(.+?)\\(in|ne)(?![a-z])(.+)", s)
     if match and notation.UNKNOWN.fullmatch(match[1]):

@@ -36,6 +36,7 @@ FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
 INSIDE = r"(?:[^{}]|\{[^{}]*\})*"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 BASES = "two three four five six seven eight nine ten eleven twelve".split()
+MODULO = r"\\(?:[pb]?mod(?![a-z])|(?:text|mathrm|operatorname) *\{ *mod *\}) *(\{[^{}]*\}|\d+|[a-z])"
 TEXT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|[mh]box|math(?:rm|sf|it|tt|cal|normal|bf)|operatorname\*?|emph"
     r"|boldsymbol|bold|bm)"
@@ -116,6 +117,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\(?:vec|hat|math(?:bf|rm)|textbf|boldsymbol|bm|overrightarrow)"
      r"(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))", r"\1\2"),
     (r"\\hat\{([a-z])\}", r"\1"),  # \hat{\mathbf{i}}
+    (rf"\( *{MODULO} *\)|{MODULO}", lambda m: rf"\mod{{{(m[1] or m[2]).strip('{} ')}}}"),
     (r"\*\*", "^"),
     (r"\*|\\times *", r"\\times "),
     (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=", r"\\ne "),
