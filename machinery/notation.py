@@ -243,6 +243,7 @@ UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequal
 MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
 REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
 BUILDER = re.compile(rf"(?P<name>{LETTER})(?: ?\\in ?\\mathbb\{{R\}})? ?[:|](?P<condition>.+)")
+PLUS_OR_MINUS = re.compile(r"\\(p)m(?![a-z]) ?|\\mp(?![a-z]) ?")  # not \pmod
 BASE = re.compile(r'(-?)"?([0-9A-Z]+(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
 
 
@@ -253,12 +254,19 @@ UNITS = {alias: words.split()[0] for words in (
     "in inch inche", "ft foot feet", "yd yard", "mi mile", "acre", "g gram gm", "kg kilogram", "mg milligram",
     "lb pound", "oz ounce", "ml milliliter", "l liter litre", "gal gallon", "s sec second", "min minute",
     "hr hour h", "day", "week", "month", "yr year", "am", "pm", "cent", "dollar usd", "euro", "gbp",
-    "percent percentage", "degree deg", "rad radian", "c celsius", "f fahrenheit", "k kelvin", "n newton",
-    "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit", "dm decimeter decimetre", "ms millisecond",
+    "percent percentage", "degree deg circ", "rad radian", "c celsius", "f fahrenheit", "k kelvin",
+    "n newton", "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit", "dm decimeter decimetre",
+    "ms millisecond",
     "nm nanometer nanometre", "hm hectometer hectometre", "um micrometer micrometre micron", "yen", "rupee",
     "yuan", "peso", "permille", "ppm", "ppb", "basis", "ton tonne", "quart", "pint", "cup", "decade",
+    "ampere amp A", "pa pascal", "ev electronvolt", "cal calorie", "wh", "bar", "person people",
 ) for alias in words.split()}  # fmt: skip
-QUOTED = {"dm", "ms", "nm", "hm", "um"}  # nm without quotes may be n times m
+PREFIXES = {"tera": "T", "giga": "G", "mega": "M", "kilo": "k", "hecto": "h", "deci": "d", "centi": "c",
+            "milli": "m", "micro": "u", "nano": "n", "pico": "p"}  # fmt: skip
+SYMBOL = re.compile(r"([TGMkKhdcmunp])(m|g|s|A|K|J|N|W|V|C|F|L|l|P[aA]|Hz|eV|cal|mol|Wh|bar|rad)")  # mA, MeV
+PREFIXED = re.compile(rf"({'|'.join(PREFIXES)})([a-z]+)")
+# Without quotes nm may be n times m, and amp a product.
+QUOTED = {"dm", "ms", "nm", "hm", "um", "amp", "pa", "ev", "cal", "wh", "bar", "circ"}
 WRITTEN = [unit for unit in UNITS if len(unit) > 1 and unit not in QUOTED] + ["mph", "kph"]
 KNOWN = "|".join(sorted(WRITTEN, key=len, reverse=True))
 UNIT = re.compile(rf"""
@@ -316,19 +324,45 @@ def as_gold(s: str) -> str:
     return s if '"' in unit or "degree" in unit or not words else rf"{s}\times 1"
 
 
+def known_unit(word: str) -> str:
+    """The one name of a unit that is known, "" of another word: km of kilometres; mW is not MW."""
+    if word in UNITS:
+        return UNITS[word]
+    simple, prefix = word.lower(), ""
+    if match := SYMBOL.fullmatch(word):
+        prefix, base = match[1].replace("K", "k"), known_unit(match[2])
+    else:
+        base = UNITS.get(simple) or UNITS.get(simple.rstrip("s"), "")
+    if not base and (match := PREFIXED.fullmatch(simple)):
+        prefix, base = PREFIXES[match[1]], known_unit(match[2])
+    return UNITS.get(prefix + base, prefix + base) if base else ""
+
+
 def units(unit: str) -> Counter:
     """The known units in it with their powers: "m/s^2" is {"m": 1, "s": -2}."""
     powers, sign, power, last = Counter(), 1, 1, ""
-    unit = unit.lower().replace(".", "").replace("mph", "mi/h").replace("kph", "km/h").replace("}{", "/")
-    for word in re.findall(r"[a-z]+|/|-?\d", unit):
-        known = UNITS.get(word) or UNITS.get(word.rstrip("s"))
-        if word in ("/", "per"):
+    unit = re.sub("(?i)([mk])ph", lambda m: {"m": "mi/h", "k": "km/h"}[m[1].lower()], unit.replace(".", ""))
+    unit = re.sub(r'\\mu ?"?', " u", unit.replace("}{", "/"))
+    for word in re.findall(r"[A-Za-z]+|/|-?\d", unit):
+        known = known_unit(word)
+        if word.lower() in ("/", "per"):
             sign = -1
-        elif word in ("square", "sq", "cubic"):
-            power = 3 if word == "cubic" else 2
+        elif word.lower() in ("square", "sq", "cubic"):
+            power = 3 if word.lower() == "cubic" else 2
         elif known:
             powers[known] += sign * power
             last, power = known, 1
-        elif word[-1].isdigit():
+        elif word[-1].isdigit() and last:
             powers[last] *= int(word)
     return powers
+
+
+def differ(unit: str, other: str) -> bool:
+    """Whether two units are not the same: known ones, or one word each that does not begin the other's."""
+    if units(unit) and units(other):
+        return units(unit) != units(other)
+    words, others = (re.findall("[a-z]+", one.lower()) for one in (unit, other))
+    if len(words) != 1 or len(others) != 1:
+        return False
+    short, long = sorted((re.sub("(?<=..)(?:y|ie|e)?s?$", "", word) for word in words + others), key=len)
+    return not long.startswith(short) or re.findall(r"\d", unit) != re.findall(r"\d", other)

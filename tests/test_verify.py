@@ -194,6 +194,14 @@ def test_strange_completions(text, why, verifier):
     ("-2.05, 2", "2, -2", {"abs_tol": "0.1"}, True), ("2", "2, -2", {"abs_tol": "0.1"}, False),
     (r"\sqrt{4.1}", "2", {"abs_tol": "0.1"}, True),
     ("2.05", "2", {}, False), ("50.6999999", "50.7", {}, False),  # mathematics has no tolerance
+    (r"5\text{ m}", "5", {"rel_tol": 0.05, "unit": "m"}, True),
+    (r"5\text{ cm}", "5", {"rel_tol": 0.05, "unit": "m"}, False),
+    (r"5.1\text{ kilojoules}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{~kJ}$"}, True),
+    (r"5\text{ kJ}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{~J}$"}, False),
+    (r"5\text{ kJ/mol}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{kJ} \mathrm{~mol}^{-1}$"}, True),
+    (r"5\text{ J/mol}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{kJ} \mathrm{~mol}^{-1}$"}, False),
+    (r"5\text{ mm}", "5", {"rel_tol": 0.05, "unit": r"$10^{-3} \mathrm{~m}$"}, False),
+    (r"25^\circ", "25", {"rel_tol": 0.05, "unit": r"${\circ}$"}, True),
     ("$69$,$84$", "84, 69", {}, True), ("(1,8,19),(4,5,7)", "$(4,5,7), (1,8,19)$", {}, True),
 ])
 def test_science(answer, gold, meta, correct, verifier):
