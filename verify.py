@@ -210,7 +210,7 @@ def check_golds(problems: list[Problem], verifier: Verifier) -> list[Problem]:
     constants = [(("constant", problem.meta["tests"], seconds), 15 * seconds) for problem in programs]
     for problem, why in zip(programs, verifier.pool.ask(constants)):
         if why == "right" and problem.id not in bad:
-            bad[problem.id] = "a program that always returns the same passes its tests"
+            bad[problem.id] = "a program that always returns the same, or raises, passes its tests"
     if bad:
         named = ", ".join(f"{id} ({why})" for id, why in [*bad.items()][:20])
         message = f"{len(bad)} of {len(problems)} reference answers do not verify against themselves: {named}"
