@@ -26,10 +26,11 @@ from dataclasses import dataclass
 
 from data import Problem, UserError, last_box, load
 from machinery import answers, sandbox
+from machinery.choice import choice_of
 from machinery.command import run_command
 from machinery.fences import fenced_blocks
 from machinery.labelled import read_cases, read_completions
-from machinery.reading import answer_of, choice_of
+from machinery.reading import answer_of
 from machinery.tasks import COUNTDOWN_MAX
 from machinery.workers import Pool, fork_workers, load_function
 

@@ -272,21 +272,22 @@ KNOWN = "|".join(sorted(WRITTEN, key=len, reverse=True))
 UNIT = re.compile(rf"""
     (?:\ ?(?:/|\\times\ ?)?
        (?: "[^"]*" | \\degree\ ?
-         | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
+         | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|(?<=[\ /])[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
          | (?<=\ )(?=[a-z]*[aeiou])[a-z]{{3}}(?![A-Za-z])
          | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
        (?:\^-?\d|\^\{{-?\d\}})?
     ){{1,8}}$""", re.VERBOSE)  # fmt: skip
+NUMBERS = rf"(?:zero|one|{'|'.join(BASES)}|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)(?!-)"
 # Words behind a number that make it another one, or none for certain.
 NO_UNIT = re.compile(
-    r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
+    rf"\b(?:(?i:{NUMBERS}|choose|too"
+    r"|or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
     r"|half|halves|thirds?|quarters?|squared|\w*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie"
     r"|hundred|thousand|illion)ths?|cubed|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|tens"
     r"|lakhs?|crores?|[bm]n|gross|dozens?|score|pairs?|negative|doubled|\w+pled|halved|pi|sqrt|log|ln"
     r"|approx\w*|about|nearly|roughly|almost|around|circa|wrong\w*|incorrect\w*|false|untrue|invalid|never"
-    r"|\w+n't)|[abcdefi-knopqrtu-zBM])\b|(?:/|\bper\b)[ \"]*(?i:one|two|three|four|five|six|seven|eight|nine"
-    r"|ten|eleven|twelve)\b|[〇零一二三四五六七八九十百千万亿億萬兆半两或和负]"
+    r"|\w+n't)|[abcdefi-knopqrtu-zBM])\b|[〇零一二三四五六七八九十百千万亿億萬兆半两或和负]"
 )
 PARTS = re.compile(r'(?<![\\A-Za-z])[A-Za-z]{2,}"? ?\d')  # a number with a unit before the last one
 POWERS = re.compile(r"\^\{?-?\d|(?<![A-Za-z])(?:[cmk]?m|ft|in|s)[234]\b")  # \text{cm^2}, \text{m2}

@@ -88,10 +88,13 @@ def test_countdown(numbers, target, completion, why):
     ("B. A base pair", "right"), ("B: I only", "right"), ("(B) B-cells", "right"), (r"B\quad 7", "right"),
     ("(B), (C), (D)", "wrong"), ("(B) or (C)", "wrong"), ("(B)(C)", "wrong"), ("B. C. D.", "wrong"),
     ("(B) is wrong, (C)", "wrong"), ("(B) is wrong", "wrong"), ("B: no, C", "wrong"), ("B. c", "wrong"),
+    ("(b), (c), (d)", "wrong"), ("b) c) d)", "wrong"), ("B. or c. or d.", "wrong"), ("B.c.d", "wrong"),
+    ("B) not", "wrong"), ("B: A base", "wrong"), ("B: three", "wrong"), ("C: three", "wrong"),
+    ("B: f(a) = 3", "right"), ("B. not so", "right"), ("b. " + r"\text{Both A and C}", "right"),
     (r"B \text{ or } C", "wrong"), (r"\text{(B)} \text{ and } \text{(A)}", "wrong"), ("[B] [A]", "wrong"),
 ])
 def test_choice(box, why):
-    problem = Problem("p", "Q\n\nA. A base\nB. Both A and C", "B", "choice")
+    problem = Problem("p", "Q\n\nA. A base\nB. Both A and C\nC. $three$", "B", "choice")
     assert choice_verdict(f"B \\boxed{{{box}}} B", problem).why == why
     assert choice_verdict(box, problem).why == "no answer"
 
