@@ -38,7 +38,7 @@ def shape(s: str) -> tuple[str, list[str]]:
             return build(parts) if all(parts) else ("nothing", parts)
     if signs := notation.PLUS_OR_MINUS.findall(s):
         if len(signs) > 1 and all(signs):
-            return "nothing", [s]  # two values, or four?
+            return "nothing", []  # two values, or four?
         values = notation.PLUS_OR_MINUS.sub(lambda m: "+" if m[1] else "-", s)
         return _list([values, notation.PLUS_OR_MINUS.sub(lambda m: "-" if m[1] else "+", s)])
     match = re.fullmatch(r"(.+?)\\(in|ne)(?![a-z])(.+)", s)
