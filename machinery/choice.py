@@ -16,7 +16,7 @@ def choice_of(answer: str, question: str) -> str:
     ('B', 'B', '')
     """
     answer = re.sub(r"^([A-Za-z])\s*\\(?:text|quad|,|;)", r"\1: ", answer)  # A \text{ Paris}
-    match = CHOICE.fullmatch(_bare(answer))
+    match = CHOICE.fullmatch(re.sub(r"^(?i:option|answer|choice)\b[: ]*", "", _bare(answer)))
     if match is None:
         return ""
     letter, text = match[1].upper(), (match[2] or "").strip()

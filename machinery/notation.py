@@ -148,6 +148,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
      lambda m: m[0].replace(" ", "")),  # 12 345
     (r' +|""', " "),
     (r"(?<![\w}]) | (?!\w)", ""),
+    (r"(?<![\w.])(\d+)_\{10\}(?![\w^])", r"\1"),
     (r"([\^_])\{(\w)\}(?!\d)", r"\1\2"),
     (r"(?<!\.)[.,;]$", ""),
 )]  # fmt: skip

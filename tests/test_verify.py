@@ -88,6 +88,8 @@ def test_countdown(numbers, target, completion, why):
     ("B. A base pair", "right"), ("B: I only", "right"), ("(B) B-cells", "right"), (r"B\quad 7", "right"),
     ("(B), (C), (D)", "wrong"), ("(B) or (C)", "wrong"), ("(B)(C)", "wrong"), ("B. C. D.", "wrong"),
     ("(B) is wrong, (C)", "wrong"), ("(B) is wrong", "wrong"), ("B: no, C", "wrong"), ("B. c", "wrong"),
+    ("Option B", "right"), ("Answer: B", "right"), (r"\text{Option } (B)", "right"), ("Option C", "wrong"),
+    ("Option B or C", "wrong"), ("Answer", "wrong"), ("Options: B", "wrong"),
     ("(b), (c), (d)", "wrong"), ("b) c) d)", "wrong"), ("B. or c. or d.", "wrong"), ("B.c.d", "wrong"),
     ("B) not", "wrong"), ("B: A base", "wrong"), ("B: three", "wrong"), ("C: three", "wrong"),
     ("B: f(a) = 3", "right"), ("B. not so", "right"), ("b. " + r"\text{Both A and C}", "right"),
