@@ -21,7 +21,7 @@ def choice_of(answer: str, question: str) -> str:
         return ""
     letter, text = match[1].upper(), (match[2] or "").strip()
     listed = re.findall(r"^([A-Z])\. (.+)$", question, re.MULTILINE)
-    options = {option for option, its in listed if text and _bare(its).lower() == text.lower()}
+    options = {option for option, its in listed if text and _bare(its) == text}
     if options:  # "both A and B" may be one
         return letter if letter in options else ""
     return "" if OTHER_CHOICE.search(text) else letter
