@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from machinery import notation
-from machinery.notation import as_gold, bracketed, cut, measured, normalise, readable, split, units
+from machinery.notation import as_gold, bracketed, cut, differ, measured, normalise, readable, split, units
 
 # ---- how an answer is built --------------------------------------------------------------------------------
 
@@ -36,10 +36,11 @@ def shape(s: str) -> tuple[str, list[str]]:
         parts, signs = cut(s, kind)
         if signs:
             return build(parts) if all(parts) else ("nothing", parts)
-    if "\\pm" in s or "\\mp" in s:
-        upper = re.sub(r"\\([pm])[pm] ?", lambda m: "-" if m[1] == "m" else "+", s)
-        lower = re.sub(r"\\([pm])[pm] ?", lambda m: "+" if m[1] == "m" else "-", s)
-        return _list([upper, lower])
+    if signs := notation.PLUS_OR_MINUS.findall(s):
+        if len(signs) > 1 and all(signs):
+            return "nothing", []  # two values, or four?
+        values = notation.PLUS_OR_MINUS.sub(lambda m: "+" if m[1] else "-", s)
+        return _list([values, notation.PLUS_OR_MINUS.sub(lambda m: "-" if m[1] else "+", s)])
     match = re.fullmatch(r"(.+?)\\(in|ne)(?![a-z])(.+)", s)
     if match and notation.UNKNOWN.fullmatch(match[1]):
         value = match[3].strip()
@@ -174,8 +175,8 @@ def same(a: str, g: str, meta: dict) -> bool:
     if re.sub(r"(?<!\d) | (?!\d)", "", a) == re.sub(r"(?<!\d) | (?!\d)", "", g):
         return a != ""
     g = as_gold(g)
-    unit, gold_unit = measured(a)[1], measured(g)[1]
-    if units(unit) and units(gold_unit) and units(unit) != units(gold_unit):
+    unit, gold_unit = measured(a)[1], measured(g)[1] or meta.get("unit", "")
+    if differ(unit, gold_unit):
         return False
     (kind, parts), (gold_kind, gold_parts) = shape(a), shape(g)
     if {"am", "pm"} & {*units(unit), *units(gold_unit)} and ":" in a + g and "named" not in (kind, gold_kind):
@@ -272,6 +273,8 @@ def math_equal(answer: str, gold: str, meta: dict | None = None) -> bool:
     if not readable(a) or not readable(g):
         return False
     powers = re.findall(r"10\^(?:\{-?\d+\}|\d+)", meta.get("unit", ""))
+    if "unit" in meta:
+        meta = {**meta, "unit": normalise(re.sub(r"10\^(?:\{-?\d+\}|\d+)", "", meta["unit"]))}
     golds = [g, *(rf"{g}\times {power}" for power in powers)]
     try:
         return any(same(a, one, meta) for one in golds)

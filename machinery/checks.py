@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 
 class Constant:
-    """What takes the place of a Program whose functions all return the same value."""
+    """What takes the place of a Program whose functions all return the same value, or raise it."""
 
     def __init__(self, value):
         self.value, self.results, self.checks = value, 0, 0
@@ -31,6 +31,9 @@ class Constant:
     def ask(self, *request):
         called = len(request) == 3
         self.results += called
+        if called and isinstance(self.value, Exception):
+            self.check()
+            raise self.value
         return copy.copy(self.value) if called else Remote(self, len(inside.FUNCTIONS))
 
     def check(self) -> None:

@@ -340,15 +340,24 @@ def is_zero(number) -> bool:
     return all(part == 0 or (part.is_Float and part._prec == 1) for part in parts)
 
 
+def _complex(expression, point: dict) -> bool:
+    """Whether an even root or a logarithm in it is one of a negative number there: it is not real."""
+    roots = [part for part in expression.atoms(sympy.Pow) if part.exp.is_Rational and part.exp.q % 2 == 0]
+    inside = [part.args[0] for part in [*roots, *expression.atoms(sympy.log)] if part.free_symbols]
+    return any(part.subs(point).evalf(15).is_negative for part in inside)
+
+
 def equal(a, g) -> bool:
     """Whether two expressions are equal at all `points`; at three of them at least both must be defined."""
     if a.free_symbols != g.free_symbols:
         return False
     if a == g and a.free_symbols:  # written alike by sympy: floors are slow to compute
         return True
-    agreed = 0
+    agreed, real = 0, not (a.has(sympy.I) or g.has(sympy.I))
     try:
         for point in points(a, g):
+            if point and real and all(_complex(side, point) for side in (a, g)):
+                continue
             x, y = a.subs(point), g.subs(point)
             if is_zero(x - y):
                 agreed += 1

@@ -36,6 +36,7 @@ FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
 INSIDE = r"(?:[^{}]|\{[^{}]*\})*"
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 BASES = "two three four five six seven eight nine ten eleven twelve".split()
+MODULO = r"\\(?:[pb]?mod(?![a-z])|(?:text|mathrm|operatorname) *\{ *mod *\}) *(\{[^{}]*\}|\d+|[a-z])"
 TEXT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|[mh]box|math(?:rm|sf|it|tt|cal|normal|bf)|operatorname\*?|emph"
     r"|boldsymbol|bold|bm)"
@@ -67,9 +68,27 @@ def _words(match: re.Match) -> str:
 
 
 def _thousands(match: re.Match) -> str:
-    """1,234 as 1234. (100,200) stays a pair; (1,000) is a number, since no one writes 000 for nought."""
-    pair = match[1] and match[2] and ",0" not in match[0]
+    """1,234 as 1234. (100,200) and [-36,104], whose bracket has no other comma, stay pairs; (1,000) is a
+    number, since no one writes 000 for nought."""
+    pair = ",0" not in match[0] and _commas_around(match) == match[0].count(",")
     return match[0] if pair else match[0].replace(",", "")
+
+
+def _commas_around(match: re.Match) -> int:
+    r"""The commas in the bracket, ( [ or \{, around a match; 0 where there is none, or a condition in it."""
+    around = []  # of each open bracket what opens it, where, and its commas
+    for token in re.finditer(r"\\?[{}]|[()\[\],]", match.string):
+        outside = not match.start() <= token.start() < match.end()
+        if token[0] == "," and around:
+            around[-1][2] += 1
+        elif outside and token[0][-1] in "([{":
+            around.append([token[0], token.end(), 0])
+        elif outside and token[0] != "," and around:
+            opening, start, commas = around.pop()
+            if start <= match.start() < token.start():
+                condition = re.search(r"[<>=|:]|\\(?:mid|[lg]eq?)", match.string[start : match.start()])
+                return 0 if opening == "{" or condition else commas
+    return 0
 
 
 REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
@@ -80,7 +99,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<!\\)\\(?:[()\[\]!]|\s*$)|\\\\(?= *\\end)", ""),
     (r"(?<!\\)\\[,;:> ]|\\(?:q?quad|enspace|thinspace)(?![a-z])|\\[hv]space\*?\{[^{}]*\}|~|\s+", " "),
     (r"\\(?:text)?color(?:box)? *\{[^{}]*\}|\\phantom *(?:\{[^{}]*\}|.)", ""),
-    (r"(\\\{|[(\[])? ?(?<![\d.,^/_])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d) ?(\\\}|[)\]])?", _thousands),
+    (r"(?<![\d.,^/_])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)", _thousands),
     (r"(?<![a-z])\{ *([-+,]) *\}", r"\1"),
     (r"(^|[(\[,=]) *\+", r"\1"),
     (r"\\([A-Za-z]+)", lambda m: SYNONYMS.get(m[1], m[0])),
@@ -98,6 +117,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\(?:vec|hat|math(?:bf|rm)|textbf|boldsymbol|bm|overrightarrow)"
      r"(?: *\{ *([a-z]) *\}| +([a-z])(?![a-z]))", r"\1\2"),
     (r"\\hat\{([a-z])\}", r"\1"),  # \hat{\mathbf{i}}
+    (rf"\( *{MODULO} *\)|{MODULO}", lambda m: rf"\mod{{{(m[1] or m[2]).strip('{} ')}}}"),
     (r"\*\*", "^"),
     (r"\*|\\times *", r"\\times "),
     (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=", r"\\ne "),
@@ -128,6 +148,7 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
      lambda m: m[0].replace(" ", "")),  # 12 345
     (r' +|""', " "),
     (r"(?<![\w}]) | (?!\w)", ""),
+    (r"(?<![\w.])(\d+)_\{10\}(?![\w^])", r"\1"),
     (r"([\^_])\{(\w)\}(?!\d)", r"\1\2"),
     (r"(?<!\.)[.,;]$", ""),
 )]  # fmt: skip
@@ -223,6 +244,7 @@ UNKNOWN = re.compile(rf"-?{LETTER}(?:\([a-z](?:,[a-z])*\))?")  # what an inequal
 MATRIX = re.compile(r"\\begin\{(?:[pb]|small)?matrix\}")
 REALS = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:(?:\\setminus ?|-)\\?\{(?P<without>.+?)\\?\})?")
 BUILDER = re.compile(rf"(?P<name>{LETTER})(?: ?\\in ?\\mathbb\{{R\}})? ?[:|](?P<condition>.+)")
+PLUS_OR_MINUS = re.compile(r"\\(p)m(?![a-z]) ?|\\mp(?![a-z]) ?")  # not \pmod
 BASE = re.compile(r'(-?)"?([0-9A-Z]+(?:\.[0-9A-Z]+)?)"?_(?:(\d)|\{(\d+)\})')  # 6744_8
 
 
@@ -233,32 +255,40 @@ UNITS = {alias: words.split()[0] for words in (
     "in inch inche", "ft foot feet", "yd yard", "mi mile", "acre", "g gram gm", "kg kilogram", "mg milligram",
     "lb pound", "oz ounce", "ml milliliter", "l liter litre", "gal gallon", "s sec second", "min minute",
     "hr hour h", "day", "week", "month", "yr year", "am", "pm", "cent", "dollar usd", "euro", "gbp",
-    "percent percentage", "degree deg", "rad radian", "c celsius", "f fahrenheit", "k kelvin", "n newton",
-    "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit", "dm decimeter decimetre", "ms millisecond",
+    "percent percentage", "degree deg circ", "rad radian", "c celsius", "f fahrenheit", "k kelvin",
+    "n newton", "j joule", "w watt", "v volt", "mol mole", "hz hertz", "unit", "dm decimeter decimetre",
+    "ms millisecond",
     "nm nanometer nanometre", "hm hectometer hectometre", "um micrometer micrometre micron", "yen", "rupee",
     "yuan", "peso", "permille", "ppm", "ppb", "basis", "ton tonne", "quart", "pint", "cup", "decade",
+    "ampere amp A", "pa pascal", "ev electronvolt", "cal calorie", "wh", "bar", "person people",
 ) for alias in words.split()}  # fmt: skip
-QUOTED = {"dm", "ms", "nm", "hm", "um"}  # nm without quotes may be n times m
+PREFIXES = {"tera": "T", "giga": "G", "mega": "M", "kilo": "k", "hecto": "h", "deci": "d", "centi": "c",
+            "milli": "m", "micro": "u", "nano": "n", "pico": "p"}  # fmt: skip
+SYMBOL = re.compile(r"([TGMkKhdcmunp])(m|g|s|A|K|J|N|W|V|C|F|L|l|P[aA]|Hz|eV|cal|mol|Wh|bar|rad)")  # mA, MeV
+PREFIXED = re.compile(rf"({'|'.join(PREFIXES)})([a-z]+)")
+# Without quotes nm may be n times m, and amp a product.
+QUOTED = {"dm", "ms", "nm", "hm", "um", "amp", "pa", "ev", "cal", "wh", "bar", "circ"}
 WRITTEN = [unit for unit in UNITS if len(unit) > 1 and unit not in QUOTED] + ["mph", "kph"]
 KNOWN = "|".join(sorted(WRITTEN, key=len, reverse=True))
 UNIT = re.compile(rf"""
     (?:\ ?(?:/|\\times\ ?)?
        (?: "[^"]*" | \\degree\ ?
-         | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
+         | (?<![A-Za-z\\])(?:(?:{KNOWN})s?|per|sq|(?<=[\ /])[A-Za-z]{{4,}}|AM|PM)(?:\.|(?![A-Za-z]))
          | (?<=\ )(?=[a-z]*[aeiou])[a-z]{{3}}(?![A-Za-z])
          | (?:(?<=[\d}}]\ )|(?<=[A-Za-z"]/)|(?<=\\degree\ ))[mgshLJKNWVCF](?![A-Za-z])
          | \\frac\{{"[^"]*"\}}\{{"[^"]*"(?:\^-?\d|\^\{{-?\d\}})?\}} )
        (?:\^-?\d|\^\{{-?\d\}})?
     ){{1,8}}$""", re.VERBOSE)  # fmt: skip
+NUMBERS = rf"(?:zero|one|{'|'.join(BASES)}|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)(?!-)"
 # Words behind a number that make it another one, or none for certain.
 NO_UNIT = re.compile(
-    r"\b(?:(?i:or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
+    rf"\b(?:(?i:{NUMBERS}|choose|too"
+    r"|or|and|not|no|more|less|least|most|than|to|times|plus|minus|over|above|below|under|between"
     r"|half|halves|thirds?|quarters?|squared|\w*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie"
     r"|hundred|thousand|illion)ths?|cubed|factorial|root|base|mod\w*|hundreds?|thousands?|\w+illions?|tens"
     r"|lakhs?|crores?|[bm]n|gross|dozens?|score|pairs?|negative|doubled|\w+pled|halved|pi|sqrt|log|ln"
     r"|approx\w*|about|nearly|roughly|almost|around|circa|wrong\w*|incorrect\w*|false|untrue|invalid|never"
-    r"|\w+n't)|[abcdefi-knopqrtu-zBM])\b|(?:/|\bper\b)[ \"]*(?i:one|two|three|four|five|six|seven|eight|nine"
-    r"|ten|eleven|twelve)\b|[〇零一二三四五六七八九十百千万亿億萬兆半两或和负]"
+    r"|\w+n't)|[abcdefi-knopqrtu-zBM])\b|[〇零一二三四五六七八九十百千万亿億萬兆半两或和负]"
 )
 PARTS = re.compile(r'(?<![\\A-Za-z])[A-Za-z]{2,}"? ?\d')  # a number with a unit before the last one
 POWERS = re.compile(r"\^\{?-?\d|(?<![A-Za-z])(?:[cmk]?m|ft|in|s)[234]\b")  # \text{cm^2}, \text{m2}
@@ -296,19 +326,45 @@ def as_gold(s: str) -> str:
     return s if '"' in unit or "degree" in unit or not words else rf"{s}\times 1"
 
 
+def known_unit(word: str) -> str:
+    """The one name of a unit that is known, "" of another word: km of kilometres; mW is not MW."""
+    if word in UNITS:
+        return UNITS[word]
+    simple, prefix = word.lower(), ""
+    if match := SYMBOL.fullmatch(word):
+        prefix, base = match[1].replace("K", "k"), known_unit(match[2])
+    else:
+        base = UNITS.get(simple) or UNITS.get(simple.rstrip("s"), "")
+    if not base and (match := PREFIXED.fullmatch(simple)):
+        prefix, base = PREFIXES[match[1]], known_unit(match[2])
+    return UNITS.get(prefix + base, prefix + base) if base else ""
+
+
 def units(unit: str) -> Counter:
     """The known units in it with their powers: "m/s^2" is {"m": 1, "s": -2}."""
     powers, sign, power, last = Counter(), 1, 1, ""
-    unit = unit.lower().replace(".", "").replace("mph", "mi/h").replace("kph", "km/h").replace("}{", "/")
-    for word in re.findall(r"[a-z]+|/|-?\d", unit):
-        known = UNITS.get(word) or UNITS.get(word.rstrip("s"))
-        if word in ("/", "per"):
+    unit = re.sub("(?i)([mk])ph", lambda m: {"m": "mi/h", "k": "km/h"}[m[1].lower()], unit.replace(".", ""))
+    unit = re.sub(r'\\mu ?"?', " u", unit.replace("}{", "/"))
+    for word in re.findall(r"[A-Za-z]+|/|-?\d", unit):
+        known = known_unit(word)
+        if word.lower() in ("/", "per"):
             sign = -1
-        elif word in ("square", "sq", "cubic"):
-            power = 3 if word == "cubic" else 2
+        elif word.lower() in ("square", "sq", "cubic"):
+            power = 3 if word.lower() == "cubic" else 2
         elif known:
             powers[known] += sign * power
             last, power = known, 1
-        elif word[-1].isdigit():
+        elif word[-1].isdigit() and last:
             powers[last] *= int(word)
     return powers
+
+
+def differ(unit: str, other: str) -> bool:
+    """Whether two units are not the same: known ones, or one word each that does not begin the other's."""
+    if units(unit) and units(other):
+        return units(unit) != units(other)
+    words, others = (re.findall("[a-z]+", one.lower()) for one in (unit, other))
+    if len(words) != 1 or len(others) != 1:
+        return False
+    short, long = sorted((re.sub("(?<=..)(?:y|ie|e)?s?$", "", word) for word in words + others), key=len)
+    return not long.startswith(short) or re.findall(r"\d", unit) != re.findall(r"\d", other)

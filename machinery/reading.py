@@ -292,7 +292,7 @@ def _content(content) -> str:
 
 # \boxed{..}, \boxed 7, \boxed\frac12; what else a brace may belong to.
 BOX = re.compile(r"""
-    \\(?:boxed|fbox)\s*(?: (\{) | ( [^\s$;{}\\]+
+    \\(?:boxed|fbox)\s*(?: (\{) | ( (?![a-z]{2})[^\s$;{}\\]+
       | \\(?:[dt]?frac|sqrt|text[a-z]*|math[a-z]*)(?:\{(?:[^{}]|\{[^{}]{0,200}\}){0,200}\}|\d){1,2} ))
   | \\. | [{}]""", re.DOTALL | re.VERBOSE)
 
@@ -317,6 +317,8 @@ def last_box(text: str) -> str | None:
                 boxes.append((*box, match.start(), match.end()))
     if not boxes:
         return None
+    while len(boxes) > 1 and not text[boxes[-1][1] : boxes[-1][2]].strip():
+        boxes.pop()  # "as asked in \boxed{}"; "as \boxed says" is none
     _, start, end, _ = boxes.pop()
     inside = [box for box in boxes if box[0] >= start]
     content = ""
@@ -334,27 +336,6 @@ def program_of(prompt: str, body: str) -> str:
     indent = re.search(r"^([ \t]+)\S", body, re.MULTILINE)[1]
     head, signature, docstring = prompt.rpartition("\ndef ")
     return head + signature + re.sub(r"\n[ \t]*(?=\S)", f"\n{indent}", docstring) + body
-
-
-CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+(.*))?", re.DOTALL)
-# Behind the letter: another one (the article of "A base" is none, nor the I of "I only"), or a denial.
-OTHER_CHOICE = re.compile(r"""^\W*[A-Za-z]\W*$ | (?<![\w'])(?:[B-HJ](?![\w'-])|A(?![\w'-]|\ [a-z]))
-  | ^\W*(?:is|are)\ (?:wrong|in\w+|false|not)\b""", re.VERBOSE)  # fmt: skip
-
-
-def choice_of(answer: str, question: str) -> str:
-    r"""The capital letter that an answer chooses; "" where it chooses none, or more than one.
-
-    >>> choice_of(r"\textbf{(B)}", ""), choice_of("B: Paris", ""), choice_of("(A), (B)", "")
-    ('B', 'B', '')
-    """
-    answer = re.sub(r"^([A-Za-z])\s*\\(?:text|quad|,|;)", r"\1: ", answer)  # A \text{ Paris}
-    match = CHOICE.fullmatch(re.sub(r"\\[a-z]+|\\ |[*${}]", "", answer).strip())
-    if match is None:
-        return ""
-    letter, text = match[1].upper(), (match[2] or "").strip()
-    its_option = f"{letter}. {text}" in question.split("\n")  # "both A and B" may be an option
-    return "" if OTHER_CHOICE.search(text) and not its_option else letter
 
 
 def solution_hint(question: str, solution: str, answer: str) -> str | None:

@@ -155,6 +155,8 @@ class Program(AbstractContextManager):
     def error(self, names: list[str], arguments: list, attributes: dict) -> Exception:
         """What the program has raised, without __init__, which may want other arguments."""
         kind = self.exception(None, names)
+        if issubclass(kind, (StopIteration, StopAsyncIteration)):  # would end `all(map(f, ..))` of the tests
+            kind = RuntimeError  # as of a generator, PEP 479
         error = kind.__new__(kind, *arguments)
         error.args = tuple(arguments)
         vars(error).update(attributes)
@@ -208,8 +210,8 @@ def assert_right(source: str, tests: dict, mode: str, seconds: int) -> bool:
 
 
 def constant_passes(tests: dict, seconds: int) -> bool:
-    """Whether a program passes all of whose functions return the same value: there is no need to run one."""
-    for value in (None, True, 0, [], float("nan"), np.array([])):
+    """Whether a program passes all of whose functions return the same value, or raise: none need run."""
+    for value in (None, True, 0, [], float("nan"), np.array([]), RuntimeError()):
         with suppress(Stopped):
             if tests["type"] == "assert" and checks.passes(checks.Constant(value), tests, seconds):
                 return True

@@ -65,6 +65,10 @@ EDITS = {
         g,
         lambda old: rng.choice([r"\text{ kg}", r"\text{ light years}^9", r"\text{ hr}", r"\text{ mph}"]),
     ),
+    "other prefix": lambda g, rng, d, o: somewhere(
+        rng, r"(?:(?<=text\{)|(?<=mbox\{))[^}]*(?=\})", g, lambda old: f" {rng.choice('kMmn')}{old.strip()}"
+    ),
+    "comma joined": lambda g, rng, d, o: somewhere(rng, r" *, *(?!\\!)", g, lambda old: ""),
     "power of a unit": lambda g, rng, d, o: somewhere(
         rng, r"(?<=\})\^\d|\\(?:text|mbox) *\{[^}]*\}$", g, lambda old: "^7" if old[0] == "^" else old + "^7"
     ),
@@ -157,15 +161,33 @@ def near_misses(golds: list[str], n: int, seed: int):
 
 
 def bare(text: str) -> str:
-    """The text without layout, units and left side."""
+    """The text without layout and left side."""
     text = re.sub(r",\\!|\{,\}", "", text)
-    text = re.sub(r"(?<!\\)\\(?:left|right|displaystyle|!|,|;|:| )|\s|\$|~|\\$", "", text.replace("\\$", ""))
+    text = re.sub(r"\\phantom *(?:\{[^{}]*\}|.)|\\?(?:left|right)(?![a-z])", "", text)
+    text = re.sub(r"(?<!\\)\\(?:displaystyle|!|,|;|:| )|\s|(?<!\\)\$|~|\\$", "", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|sqrt)(?![a-z])", r"\\\1", text)
-    text = re.sub(r"\\(?:text\w*|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?$|\^\{?\\circ\}?|\\?%", "", text)
     text = re.sub(r"^[a-zA-Z]=|=[a-zA-Z]$|[.,;:]$|(?<=\d)\.(?!\d)|(?<![\d.])0+(?=\d)", "", text)
     text = re.sub(r"\{([^{}])\}", r"\1", text)
     return text
+
+
+UNIT = re.compile(r"\\(?:text\w*|mbox)\{([^{}]*)\}(?:\^\{?(\d)\}?)?$|\^\{?(\\circ)\}?|\\?(%|\$)")
+
+
+def other_units(text: str, other: str) -> bool:
+    """Whether both have one unit of one word, with a power, and these differ in more than an s."""
+    units = []
+    for one in (text, other):
+        found = UNIT.findall(one.strip("$ ."))
+        units.append([part.strip(" .") for part in found[0] if part] if len(found) == 1 else [])
+    a, g = ([part.removesuffix("s") for part in unit] for unit in units)
+    return bool(a and g) and " " not in a[0] + g[0] and a != g
+
+
+def edges(item: str) -> tuple[str, str]:
+    """The round and square brackets at an item's beginning and end."""
+    return re.match(r"[(\[]*", item)[0], re.search(r"[)\]]*$", item)[0]
 
 
 def values(text: str) -> list:
@@ -185,12 +207,16 @@ def really_equal(answer: str, gold: str) -> bool:
     """Whether the two are the same, as far as another reader and 60 digits can tell."""
     import sympy
 
-    a, g = bare(answer), bare(gold)
+    if other_units(answer, gold):
+        return False
+    a, g = (bare(UNIT.sub("", text.strip("$ ."))) for text in (answer, gold))
     items, gold_items = a.split(","), g.split(",")
     unordered = "(" not in a and "[" not in a
     if a == g or (unordered and sorted(items) == sorted(gold_items)):
         return True
     if len(items) == len(gold_items) > 1:
+        if [edges(x) for x in items] != [edges(y) for y in gold_items]:
+            return False
         pairs = [(x.strip("()[]\\{}"), y.strip("()[]\\{}")) for x, y in zip(items, gold_items)]
         return all(really_equal(x, y) for x, y in pairs)
     for x, y in zip(values(a), values(g)):

@@ -2,13 +2,14 @@
 
 import json
 import random
+import re
 import time
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from near_misses import load_golds, near_misses, really_equal
+from near_misses import bare, load_golds, near_misses, really_equal
 
 from machinery import formula
 from machinery.answers import math_equal, plain, shape
@@ -144,6 +145,29 @@ def test_golds_are_earned_by_their_plain_form():
     golds = load_golds(None)
     assert len(golds) == 150
     assert [gold for gold in golds if plain(gold) is None or not math_equal(plain(gold), gold)] == []
+
+
+def rewritten(gold: str) -> str:
+    """The gold as another would write it, without a line of machinery/: spaces, larger brackets, \\dfrac."""
+    text = re.sub(r", *(?!\\!)", ", ", gold).replace(r"\frac", r"\dfrac")
+    return re.sub(r"^([(\[])([^()\[\]]*)([)\]])$", r"\\left\1 \2 \\right\3", text)
+
+
+def test_golds_are_earned_by_their_own_text():
+    golds = [gold for gold in load_golds(None) if rewritten(gold) != gold]
+    assert len(golds) > 40 and "[-36,104]" in golds
+    assert [gold for gold in golds if not math_equal(rewritten(gold), gold)] == []
+
+
+@pytest.mark.parametrize("answer, gold, equal", [
+    ("(1,2]", "[1,2)", False), ("1,2", "(1,2)", False), ("-36104", "[-36,104]", False),
+    ("(1, 2)", "(1,2)", True),
+    ("1,2", r"\{1,2\}", True), ("2,1", "1,2", True), ("(2,1)", "(1,2)", False),
+    (r"5\text{ kJ}", r"5\text{ J}", False), (r"5\text{ cm}^2", r"5\text{ cm}^7", False),
+    (r"84\%", r"84^\circ", False), ("5", r"5\text{ J}", True), (r"5\text{ apples}", r"5\text{ apple}", True),
+])
+def test_the_independent_check_can_fail(answer, gold, equal):
+    assert really_equal(answer, gold) is equal and (bare(answer) != bare(gold) or equal)
 
 
 def test_near_misses_are_wrong():

@@ -354,14 +354,16 @@ def test_problems_that_a_constant_passes(verifier, capsys):
     tests = {"if abs(f(1) - 2) > 1e-6:\n    raise AssertionError": 2, "assert f(1) == 0": 0,
              "assert all(a == b for a, b in zip(f([2, 1]), [1, 2]))": [1, 2], "assert f(1) == True": True,
              "assert f(1) is None": None, "assert (f(1) == [1]).all()": "__import__('numpy').array([1])",
+             "try:\n    f(1)\nexcept Exception:\n    pass\nelse:\n    assert f(1) == 2": 2,
              "assert f(1) == {'x': 1}": {"x": 1}}
     problems = [Problem(f"{i}", "Q", f"def f(x): return {value}", "code", meta={"tests": as_tests(code)})
                 for i, (code, value) in enumerate(tests.items())]
     rest = [Problem(f"math/{i}", "Q", f"{i}") for i in range(700)]
     assert check_golds([*problems, *rest], verifier) == [problems[-1], *rest]
     said = capsys.readouterr().err
-    named = [i for i in range(7) if f" {i} (a program that always returns the same passes its tests)" in said]
-    assert named == [0, 1, 2, 3, 4, 5]
+    why = "a program that always returns the same, or raises, passes its tests"
+    named = [i for i in range(8) if f" {i} ({why})" in said]
+    assert named == [0, 1, 2, 3, 4, 5, 6]
 
 
 SHAPES = """
@@ -694,6 +696,31 @@ def attacks(temporary_folder):
 def test_attack(mode, attack, attacks):
     bad, good = attacks(mode)[attack]
     assert bad.why in ("wrong", "timeout") and good.why == "right"
+
+
+CASES = "[(1, 2), (3, 4)]"
+
+
+@pytest.mark.parametrize("tests", [
+    f"assert all(map(lambda c: f(c[0]) == c[1], {CASES}))",
+    f"assert not list(filter(lambda c: f(c[0]) != c[1], {CASES}))",
+    f"assert all(map(lambda c: f(c[0])[0] == c[1], {CASES}))",
+    f"assert not [x for x in map(lambda c: f(c[0]) - c[1], {CASES}) if x]",
+    "assert next(iter(lambda: f(1), 2), 5) == 5",
+])
+@pytest.mark.parametrize("program", [
+    "def f(x): raise StopIteration", "def f(x): raise StopAsyncIteration",
+    "class Stop(StopIteration): pass\ndef f(x): raise Stop(2)",
+    "class A:\n    def __getitem__(self, i): raise StopIteration\ndef f(x): return A()",
+])
+def test_a_program_cannot_end_the_iterators_of_the_tests(program, tests, verifier):
+    assert whys(verifier, (fenced(program), tests)) == ["wrong"]
+
+
+def test_iterators_of_a_program_end(verifier):
+    program = "def f(n): yield from range(n)\ndef g(n): return iter([n])"
+    tests = "assert list(f(3)) == [0, 1, 2]\nassert sum(map(next, [g(1), g(2)])) == 3 == next(f(0), 3)"
+    assert whys(verifier, (fenced(program), tests)) == ["right"]
 
 
 @pytest.mark.parametrize("mode", MODES)

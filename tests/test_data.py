@@ -855,6 +855,8 @@ def test_encode_notices_a_tokenizer_that_loses_text():
     ("\\boxed{1} \\boxed{" + "x" * 2001 + "}", "1"),  # no answer is that long
     ("\\boxed{1}" + " " * 200_000, None),  # only the end of an endless completion is read
     (r"so $\boxed\frac12$.", r"\frac12"), (r"\boxed\text{A}", r"\text{A}"),
+    (r"\boxed{5}. I used \boxed as asked", "5"), (r"\boxed{5} as asked in \boxed{}", "5"),
+    (r"\boxed{}", ""), (r"\boxed{5 \boxed{ }}", "5"), (r"so \boxed x", "x"),
     (r"\boxed\dfrac{\sqrt{2}}{2}.", r"\dfrac{\sqrt{2}}{2}"), (r"\boxed\frac{1", None),
 ])
 def test_last_box(text, content):

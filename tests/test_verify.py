@@ -88,10 +88,15 @@ def test_countdown(numbers, target, completion, why):
     ("B. A base pair", "right"), ("B: I only", "right"), ("(B) B-cells", "right"), (r"B\quad 7", "right"),
     ("(B), (C), (D)", "wrong"), ("(B) or (C)", "wrong"), ("(B)(C)", "wrong"), ("B. C. D.", "wrong"),
     ("(B) is wrong, (C)", "wrong"), ("(B) is wrong", "wrong"), ("B: no, C", "wrong"), ("B. c", "wrong"),
+    ("Option B", "right"), ("Answer: B", "right"), (r"\text{Option } (B)", "right"), ("Option C", "wrong"),
+    ("Option B or C", "wrong"), ("Answer", "wrong"), ("Options: B", "wrong"),
+    ("(b), (c), (d)", "wrong"), ("b) c) d)", "wrong"), ("B. or c. or d.", "wrong"), ("B.c.d", "wrong"),
+    ("B) not", "wrong"), ("B: A base", "wrong"), ("B: three", "wrong"), ("C: three", "wrong"),
+    ("B: f(a) = 3", "right"), ("B. not so", "right"), ("b. " + r"\text{Both A and C}", "right"),
     (r"B \text{ or } C", "wrong"), (r"\text{(B)} \text{ and } \text{(A)}", "wrong"), ("[B] [A]", "wrong"),
 ])
 def test_choice(box, why):
-    problem = Problem("p", "Q\n\nA. A base\nB. Both A and C", "B", "choice")
+    problem = Problem("p", "Q\n\nA. A base\nB. Both A and C\nC. $three$", "B", "choice")
     assert choice_verdict(f"B \\boxed{{{box}}} B", problem).why == why
     assert choice_verdict(box, problem).why == "no answer"
 
@@ -194,6 +199,14 @@ def test_strange_completions(text, why, verifier):
     ("-2.05, 2", "2, -2", {"abs_tol": "0.1"}, True), ("2", "2, -2", {"abs_tol": "0.1"}, False),
     (r"\sqrt{4.1}", "2", {"abs_tol": "0.1"}, True),
     ("2.05", "2", {}, False), ("50.6999999", "50.7", {}, False),  # mathematics has no tolerance
+    (r"5\text{ m}", "5", {"rel_tol": 0.05, "unit": "m"}, True),
+    (r"5\text{ cm}", "5", {"rel_tol": 0.05, "unit": "m"}, False),
+    (r"5.1\text{ kilojoules}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{~kJ}$"}, True),
+    (r"5\text{ kJ}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{~J}$"}, False),
+    (r"5\text{ kJ/mol}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{kJ} \mathrm{~mol}^{-1}$"}, True),
+    (r"5\text{ J/mol}", "5", {"rel_tol": 0.05, "unit": r"$\mathrm{kJ} \mathrm{~mol}^{-1}$"}, False),
+    (r"5\text{ mm}", "5", {"rel_tol": 0.05, "unit": r"$10^{-3} \mathrm{~m}$"}, False),
+    (r"25^\circ", "25", {"rel_tol": 0.05, "unit": r"${\circ}$"}, True),
     ("$69$,$84$", "84, 69", {}, True), ("(1,8,19),(4,5,7)", "$(4,5,7), (1,8,19)$", {}, True),
 ])
 def test_science(answer, gold, meta, correct, verifier):
