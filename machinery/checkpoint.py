@@ -101,9 +101,9 @@ def load_checkpoint(run: Path, parts: dict) -> int:
         state = tensors(parts, saved)
         dcp.load(state, checkpoint_id=newest, no_dist=world() == 1)
         torch.set_rng_state(state["rng"])
-    if not newest and (run / "metrics.jsonl").stat().st_size:
-        print(f"{run} has no checkpoint yet: it begins again")
     if rank() == 0:
+        if not newest and (run / "metrics.jsonl").stat().st_size:
+            print(f"{run} has no checkpoint yet: it begins again")
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             with open(run / name) as lines, open(run / f"{name}.part", "w") as kept:  # a large file
                 for line in lines:
