@@ -460,7 +460,7 @@ def test_whose_names_and_whose_word(program, tests, why, verifier):
 def test_tests_that_take_long_are_a_timeout(hasty):
     start = time.monotonic()
     assert whys(hasty, (fenced("def f(x): return x"), "while f(1) == 1:\n    pass")) == ["timeout"]
-    assert time.monotonic() - start < 10  # by the limit of the tests: the worker's own is 15 s
+    assert time.monotonic() - start < 10  # the limit of the tests, 2 s: the worker has 32
 
 
 def test_input_and_output_as_lists_and_numbers(verifier):
