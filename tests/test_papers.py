@@ -124,6 +124,14 @@ def test_the_details_name_functions_that_exist(page):
         assert name in {node.name for node in nodes}, f"docs/{page}.md: {path} has no {name}"
 
 
+@pytest.mark.parametrize("page", METHODS)
+def test_the_details_are_numbered_one_a_paragraph(page):
+    text = Path(f"docs/{page}.md").read_text()
+    starts = [int(number) for number in re.findall(r"^(\d+)\. \*", text, re.MULTILINE)]
+    assert len(starts) > 8 and starts == list(range(1, len(starts) + 1))
+    assert not re.search(r"(?<!^)(?<!\n)\b\d+\.\s+\*[A-Z]", text), "a detail inside another's paragraph"
+
+
 ADD = Problem("p", "What is 2+3?", "5", hint="Count on from 2.")
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 
